@@ -1,0 +1,251 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The stand-in's database: one keyspace in the real Cassandra ring.
+
+All tables have the same shape, ``(owner, id) -> value``; every value except a sealed copy is a row that only the
+cluster master key opens (see ``sealing``). Writes are made at QUORUM and nowhere else (a LOCAL_QUORUM write succeeds
+in a cut-off data centre and would make two truths, measured); reads are made at QUORUM and fall back to LOCAL_QUORUM.
+
+The Cassandra driver is imported when a connection is made, so the pure parts of the stand-in need no driver.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import time
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+KEYSPACE = "dsm"
+TABLES = (
+    "meta",
+    "lookups",
+    "users",
+    "accounts",
+    "groups",
+    "apps",
+    "security_objects",
+    "sessions",
+    "audit_log",
+    "ballast",
+)
+CONSISTENCIES = ("local_quorum", "quorum", "all")
+_DATACENTER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+_REQUEST_TIMEOUT_S = 12.0
+_STAY_LOCAL_S = 5.0
+
+
+class StoreUnavailable(Exception):
+    """Cassandra did not answer with the consistency that was asked for."""
+
+
+class SealedCopy(NamedTuple):
+    """One wrapped copy of the cluster master key."""
+
+    node: str
+    blob: bytes
+
+
+def replication_cql(rf: Dict[str, int]) -> str:
+    """Return the replication map of CQL for copies per data centre, e.g. {"dc1": 1, "dc2": 1}."""
+    if not rf:
+        raise ValueError("a keyspace needs at least one data centre")
+    for name, copies in rf.items():
+        if not _DATACENTER.match(name) or copies < 1:
+            raise ValueError("not a data centre with copies: %r: %r" % (name, copies))
+    pairs = ", ".join("'%s': %d" % (name, rf[name]) for name in sorted(rf))
+    return "{'class': 'NetworkTopologyStrategy', %s}" % pairs
+
+
+def schema_cql(rf: Dict[str, int]) -> List[str]:
+    """Return the statements that create the keyspace and its tables."""
+    statements = ["CREATE KEYSPACE IF NOT EXISTS %s WITH replication = %s" % (KEYSPACE, replication_cql(rf))]
+    statements += [
+        "CREATE TABLE IF NOT EXISTS %s.%s (owner text, id text, value blob, PRIMARY KEY ((owner), id))"
+        % (KEYSPACE, table)
+        for table in TABLES
+    ]
+    statements.append(
+        "CREATE TABLE IF NOT EXISTS %s.sealed_copies (node text, copy text, blob blob, PRIMARY KEY ((node), copy))"
+        % KEYSPACE
+    )
+    statements.append("CREATE TABLE IF NOT EXISTS %s.probe (id int PRIMARY KEY)" % KEYSPACE)
+    return statements
+
+
+class Store:
+    """A connection to the Cassandra process of one node. Safe to use from several threads."""
+
+    def __init__(self, cluster: Any, session: Any) -> None:
+        self._cluster = cluster
+        self._session = session
+        self._prepared: Dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._local_until = 0.0
+
+    # -- plumbing ---------------------------------------------------------------------------------------------------
+    def _execute(self, cql: str, values: Tuple[Any, ...] = (), consistency: str = "quorum") -> List[Any]:
+        from cassandra import ConsistencyLevel, DriverException, InvalidRequest, OperationTimedOut
+        from cassandra.cluster import NoHostAvailable
+        from cassandra.query import SimpleStatement
+
+        level = getattr(ConsistencyLevel, consistency.upper())
+        try:
+            if values:
+                with self._lock:
+                    prepared = self._prepared.get(cql)
+                    if prepared is None:
+                        prepared = self._prepared[cql] = self._session.prepare(cql)
+                statement = prepared.bind(values)
+                statement.consistency_level = level
+            else:
+                statement = SimpleStatement(cql, consistency_level=level)
+            return list(self._session.execute(statement))
+        except InvalidRequest as error:
+            raise StoreUnavailable("the database has no such table or keyspace: %s" % error) from error
+        except (DriverException, OperationTimedOut, NoHostAvailable, OSError) as error:
+            raise StoreUnavailable("%s at %s: %s" % (type(error).__name__, consistency, error)) from error
+
+    def _read(self, cql: str, values: Tuple[Any, ...] = ()) -> List[Any]:
+        if time.monotonic() >= self._local_until:
+            try:
+                return self._execute(cql, values)
+            except StoreUnavailable:
+                rows = self._execute(cql, values, "local_quorum")
+                self._local_until = time.monotonic() + _STAY_LOCAL_S
+                return rows
+        return self._execute(cql, values, "local_quorum")
+
+    def close(self) -> None:
+        """End the connection."""
+        self._cluster.shutdown()
+
+    # -- schema -----------------------------------------------------------------------------------------------------
+    def create_schema(self, rf: Dict[str, int]) -> None:
+        """Create keyspace and tables with ``rf`` copies per data centre; existing ones stay as they are."""
+        for statement in schema_cql(rf):
+            self._execute(statement)
+        self._execute("INSERT INTO %s.probe (id) VALUES (?)" % KEYSPACE, (1,))
+
+    def set_replication(self, rf: Dict[str, int]) -> None:
+        """Set the number of copies per data centre; the caller repairs or rebuilds where copies were added."""
+        self._execute("ALTER KEYSPACE %s WITH replication = %s" % (KEYSPACE, replication_cql(rf)))
+
+    def replication(self) -> Dict[str, int]:
+        """Return the copies per data centre; empty when the keyspace does not exist."""
+        rows = self._execute(
+            "SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = ?", (KEYSPACE,), "one"
+        )
+        if not rows:
+            return {}
+        return {name: int(copies) for name, copies in rows[0].replication.items() if name != "class"}
+
+    def describe_schema(self) -> str:
+        """Return the CQL that makes this keyspace anew, as the database itself prints it."""
+        rows = self._execute("DESCRIBE KEYSPACE %s" % KEYSPACE, (), "one")
+        return "\n".join(row.create_statement for row in rows) + "\n"
+
+    def apply_schema(self, statements: List[str]) -> None:
+        """Drop the keyspace and make it anew from the statements of a backup."""
+        self._execute("DROP KEYSPACE IF EXISTS %s" % KEYSPACE)
+        for statement in statements:
+            self._execute(statement)
+        with self._lock:
+            self._prepared.clear()
+
+    def local_datacenter(self) -> str:
+        """Return the name of the data centre that this Cassandra process belongs to."""
+        return str(self._execute("SELECT data_center FROM system.local", (), "one")[0].data_center)
+
+    # -- sealed copies ----------------------------------------------------------------------------------------------
+    def put_sealed_copy(self, node: str, generation: int, blob: bytes) -> None:
+        """Keep a wrapped copy of the master key of one node.
+
+        The generation is inside the wrapped copy and goes nowhere else: the database does not tell it.
+        """
+        del generation
+        copy = hashlib.sha256(blob).hexdigest()
+        self._execute(
+            "INSERT INTO %s.sealed_copies (node, copy, blob) VALUES (?, ?, ?)" % KEYSPACE, (node, copy, blob)
+        )
+
+    def sealed_copies(self) -> List[SealedCopy]:
+        """Return every wrapped copy in the database, of whichever node."""
+        rows = self._read("SELECT node, blob FROM %s.sealed_copies" % KEYSPACE)
+        return [SealedCopy(row.node, bytes(row.blob)) for row in rows]
+
+    def delete_sealed_copies(self, node: str) -> None:
+        """Drop all wrapped copies of one node (only with the knob ``remove-purges-sealed-row``)."""
+        self._execute("DELETE FROM %s.sealed_copies WHERE node = ?" % KEYSPACE, (node,))
+
+    # -- probes -----------------------------------------------------------------------------------------------------
+    def probe(self, consistency: str) -> None:
+        """Read the probe row at ``local_quorum``, ``quorum`` or ``all``; raises StoreUnavailable if that fails."""
+        if consistency not in CONSISTENCIES:
+            raise ValueError("unknown consistency %r" % consistency)
+        self._execute("SELECT id FROM %s.probe WHERE id = ?" % KEYSPACE, (1,), consistency)
+
+    # -- rows -------------------------------------------------------------------------------------------------------
+    def get(self, table: str, owner: str, row_id: str) -> Optional[bytes]:
+        """Return one row as it is stored, or None."""
+        rows = self._read("SELECT value FROM %s.%s WHERE owner = ? AND id = ?" % (KEYSPACE, table), (owner, row_id))
+        return bytes(rows[0].value) if rows else None
+
+    def scan(self, table: str, owner: str) -> List[Tuple[str, bytes]]:
+        """Return all rows of one owner as (id, value), ordered by id."""
+        rows = self._read("SELECT id, value FROM %s.%s WHERE owner = ?" % (KEYSPACE, table), (owner,))
+        return [(row.id, bytes(row.value)) for row in rows]
+
+    def put(self, table: str, owner: str, row_id: str, value: bytes, ttl_s: int = 0) -> None:
+        """Write one row at QUORUM; ``ttl_s`` > 0 lets it expire."""
+        self._execute(
+            "INSERT INTO %s.%s (owner, id, value) VALUES (?, ?, ?) USING TTL ?" % (KEYSPACE, table),
+            (owner, row_id, value, ttl_s),
+        )
+
+    def put_new(self, table: str, owner: str, row_id: str, value: bytes) -> bool:
+        """Write one row unless there is one (a Paxos round); returns whether it was written."""
+        rows = self._execute(
+            "INSERT INTO %s.%s (owner, id, value) VALUES (?, ?, ?) IF NOT EXISTS" % (KEYSPACE, table),
+            (owner, row_id, value),
+        )
+        return bool(rows[0][0])
+
+    def delete(self, table: str, owner: str, row_id: str) -> None:
+        """Delete one row at QUORUM."""
+        self._execute("DELETE FROM %s.%s WHERE owner = ? AND id = ?" % (KEYSPACE, table), (owner, row_id))
+
+    def count(self, table: str) -> int:
+        """Return the number of rows of a table over all owners."""
+        return int(self._read("SELECT count(*) AS rows FROM %s.%s" % (KEYSPACE, table))[0].rows)
+
+
+def connect(address: str, timeout_s: float) -> Store:
+    """Connect to the Cassandra process at ``address`` and to no other; raises StoreUnavailable after ``timeout_s``."""
+    from cassandra import DriverException, OperationTimedOut
+    from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
+    from cassandra.policies import ConstantReconnectionPolicy, FallthroughRetryPolicy, WhiteListRoundRobinPolicy
+
+    profile = ExecutionProfile(
+        load_balancing_policy=WhiteListRoundRobinPolicy([address]),
+        retry_policy=FallthroughRetryPolicy(),
+        request_timeout=_REQUEST_TIMEOUT_S,
+    )
+    cluster = Cluster(
+        [address],
+        protocol_version=4,
+        execution_profiles={EXEC_PROFILE_DEFAULT: profile},
+        reconnection_policy=ConstantReconnectionPolicy(1.0, max_attempts=None),
+        connect_timeout=timeout_s,
+        control_connection_timeout=timeout_s,
+        schema_event_refresh_window=-1,
+        schema_metadata_enabled=False,
+        token_metadata_enabled=False,
+        executor_threads=2,
+    )
+    try:
+        return Store(cluster, cluster.connect())
+    except (DriverException, OperationTimedOut, NoHostAvailable, OSError) as error:
+        cluster.shutdown()
+        raise StoreUnavailable("no Cassandra at %s: %s" % (address, error)) from error
