@@ -1,0 +1,116 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""One error tree. Every error carries a code, a sentence, all its reasons at once, and what to do next."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One reason for a refusal.
+
+    A hard reason always refuses. A soft one yields when its code is named in the option ``accept``.
+    """
+
+    code: str
+    message: str
+    remedy: str = ""
+    hard: bool = True
+
+    def as_dict(self) -> dict[str, t.Any]:
+        return {"code": self.code, "message": self.message, "remedy": self.remedy, "hard": self.hard}
+
+
+class DsmError(Exception):
+    """Base of all errors that this collection raises on purpose.
+
+    :param message: one sentence for a person
+    :param code: stable upper-case name, returned as ``error_code``
+    :param remedy: what to do next
+    :param reasons: every reason, not only the first
+    :param details: anything else that helps, JSON-like and free of secrets
+    """
+
+    default_code = "FAILED"
+
+    def __init__(
+        self, message: str, code: str = "", remedy: str = "", reasons: t.Sequence[Reason] = (), **details: t.Any
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.remedy = remedy
+        self.reasons = tuple(reasons)
+        self.details = details
+
+    def as_result(self) -> dict[str, t.Any]:
+        """What a module returns when it fails: ``msg, error_code, reasons, remedy, details``."""
+        remedy = self.remedy or " ".join(reason.remedy for reason in self.reasons if reason.remedy)
+        return {
+            "msg": _sentence(self.message, self.reasons),
+            "error_code": self.code,
+            "reasons": [reason.as_dict() for reason in self.reasons],
+            "remedy": remedy,
+            "details": dict(self.details),
+        }
+
+
+class Refused(DsmError):
+    """Nothing was done, because doing it would be wrong or because nobody could show that it is right."""
+
+    default_code = "REFUSED"
+
+
+class CommandFailed(DsmError):
+    """A command could not be started, or ended with an exit code that is not zero."""
+
+    default_code = "COMMAND_FAILED"
+
+
+class TimedOut(DsmError):
+    """A condition was not seen in time. ``details['last_state']`` holds what was seen last."""
+
+    default_code = "TIMED_OUT"
+
+
+class TemplateMissing(DsmError):
+    """The operator has not supplied an argv template. ``details['article']`` names what to read."""
+
+    default_code = "TEMPLATE_MISSING"
+
+
+class Unreadable(DsmError):
+    """An answer that cannot be understood. It is never taken for an empty or a good one."""
+
+    default_code = "UNREADABLE"
+
+
+def refuse_unless_accepted(
+    reasons: t.Sequence[Reason], accept: t.Sequence[str], message: str, code: str = "REFUSED", **details: t.Any
+) -> list[Reason]:
+    """Raise :class:`Refused` with all reasons, unless every one of them is soft and accepted.
+
+    :returns: the soft reasons that were accepted, to be recorded
+    """
+    accepted = set(accept)
+    standing = [reason for reason in reasons if reason.hard or reason.code not in accepted]
+    if not standing:
+        return list(reasons)
+    hard = [reason for reason in standing if reason.hard]
+    first = (hard or standing)[0]
+    details["accepted"] = sorted(accepted & {reason.code for reason in reasons if not reason.hard})
+    raise Refused(message, first.code if code == "REFUSED" else code, reasons=standing, **details)
+
+
+def _sentence(message: str, reasons: t.Sequence[Reason]) -> str:
+    if not reasons:
+        return message
+    listed = "; ".join(f"{reason.code}: {reason.message}{'' if reason.hard else ' (soft)'}" for reason in reasons)
+    return f"{message} {listed}"
