@@ -1,0 +1,93 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Two commands are enough: `make rehearsal` plays the whole disaster plan in the lab, `make test` runs every test.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell sha256sum requirements/dev.txt 2>/dev/null | cut -c1-16)
+COLLECTIONS := $(CURDIR)/build/collections
+LINK := $(COLLECTIONS)/ansible_collections/kmsops/fortanix_dsm
+LAB := lab/lab
+
+export PATH := $(BIN):$(PATH)
+export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
+export ANSIBLE_HOME := $(CURDIR)/build/ansible
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help venv rehearsal test check lint types units contract reuse sanity integration stories lab lab-build lab-down lab-selftest lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+venv: $(STAMP) $(LINK) ## Make the locked virtual environment (.venv)
+
+$(STAMP): requirements/dev.txt
+	@requirements/make-venv "$(PYTHON)" "$(VENV)" requirements/dev.txt
+	@rm -f $(VENV)/.installed-* && touch $@
+
+$(LINK):
+	@mkdir -p $(dir $@) && ln -sfn $(CURDIR) $@
+
+rehearsal: venv lab-build ## The vendor's whole disaster plan, end to end, on a real site (V=1 shows Ansible's output)
+	@$(BIN)/python lab/rehearse
+
+test: check sanity integration lab-selftest stories ## Everything that CI runs
+
+check: lint types units contract reuse ## Lint, types and units: fast, no lab
+
+lint: venv ## ruff, yamllint, ansible-lint (production)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/yamllint --strict .
+	$(BIN)/ansible-lint --offline
+
+types: venv ## mypy, strict on _core, _parse and _transfer
+	$(BIN)/mypy
+
+units: venv ## Unit tests, no lab and no network
+	$(BIN)/python -m pytest -q -n 2 tests/unit tests/standin tests/lab
+
+contract: venv ## One contract over all modules: the documentation is executed
+	$(BIN)/python -m pytest -q tests/contract
+
+reuse: venv ## Every file says its licence
+	$(BIN)/reuse --suppress-deprecation lint --quiet || $(BIN)/reuse lint
+
+sanity: venv ## ansible-test sanity, without ignores
+	@tests/sanity/run
+
+integration: venv ## Transfers against a real sshd on this machine
+	@requirements/system openssh-server
+	$(BIN)/python -m pytest -q tests/integration
+
+stories: venv lab-build ## molecule: the stories an operator could live through
+	@molecule/run
+
+lab: venv lab-build ## Bring the rehearsal site up (profile small) and show it
+	@$(LAB) up
+	@$(LAB) status
+
+lab-build: venv ## Build and cache what the lab is made of
+	@$(LAB) prerequisites
+	@$(LAB) build
+
+lab-down: venv ## Take the rehearsal site down; leaves nothing behind
+	@$(LAB) down
+
+lab-selftest: venv lab-build ## The lab proves its own promises
+	@$(LAB) selftest
+
+lock: venv ## Make requirements/dev.txt anew from requirements/dev.in
+	$(BIN)/python -m pip install --quiet 'pip==24.2' pip-tools
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
+	  --no-emit-trusted-host --no-emit-find-links --output-file requirements/dev.txt requirements/dev.in
+
+clean: ## Remove build results and the virtual environment (the lab's cache stays)
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache
