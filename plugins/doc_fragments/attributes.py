@@ -1,4 +1,3 @@
-# -*- coding: utf-8 -*-
 # SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
@@ -16,7 +15,7 @@ class ModuleDocFragment:
 options: {}
 attributes:
   check_mode:
-    description: Can run in C(check_mode), touches nothing then, and predicts C(changed) as the real run would return it.
+    description: Can run in C(check_mode), touches nothing then, and predicts C(changed) exactly.
   diff_mode:
     description: Returns in C(diff) what changed (or would change in C(check_mode)), without secrets.
   idempotent:

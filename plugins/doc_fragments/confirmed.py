@@ -1,4 +1,3 @@
-# -*- coding: utf-8 -*-
 # SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
@@ -37,12 +36,13 @@ options:
     type: str
   run_id:
     description:
-      - Names the run (of a rehearsal, of a recovery) in journals and operation records, so that a second try finds the first.
+      - Names the run (of a rehearsal, of a recovery) in journals and operation records.
+        A second try finds the first one by it.
     type: str
   testimony:
     description:
-      - What other hosts said in this play. The module's action plugin fills it in from M(kmsops.fortanix_dsm.cluster_info)
-        and M(kmsops.fortanix_dsm.ledger) results not older than two minutes.
+      - What other hosts said in this play. The module's action plugin fills it in from results of
+        M(kmsops.fortanix_dsm.cluster_info) and M(kmsops.fortanix_dsm.ledger) not older than two minutes.
       - A task that gives it is refused, and so is the module when called without its action plugin.
     type: dict
 """
