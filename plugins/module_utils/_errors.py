@@ -9,23 +9,8 @@
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Reason:
-    """One reason for a refusal.
-
-    A hard reason always refuses. A soft one yields when its code is named in the option ``accept``.
-    """
-
-    code: str
-    message: str
-    remedy: str = ""
-    hard: bool = True
-
-    def as_dict(self) -> dict[str, t.Any]:
-        return {"code": self.code, "message": self.message, "remedy": self.remedy, "hard": self.hard}
+from ._core.reasons import Reason, split
 
 
 class DsmError(Exception):
@@ -93,20 +78,19 @@ class Unreadable(DsmError):
 
 
 def refuse_unless_accepted(
-    reasons: t.Sequence[Reason], accept: t.Sequence[str], message: str, code: str = "REFUSED", **details: t.Any
+    reasons: t.Sequence[Reason], accept: t.Sequence[str], message: str, code: str = "", **details: t.Any
 ) -> list[Reason]:
     """Raise :class:`Refused` with all reasons, unless every one of them is soft and accepted.
 
+    :param code: ``error_code`` of the refusal; the code of the first hard reason (else the first one) when empty
     :returns: the soft reasons that were accepted, to be recorded
     """
-    accepted = set(accept)
-    standing = [reason for reason in reasons if reason.hard or reason.code not in accepted]
+    standing, accepted = split(reasons, accept)
     if not standing:
-        return list(reasons)
-    hard = [reason for reason in standing if reason.hard]
-    first = (hard or standing)[0]
-    details["accepted"] = sorted(accepted & {reason.code for reason in reasons if not reason.hard})
-    raise Refused(message, first.code if code == "REFUSED" else code, reasons=standing, **details)
+        return accepted
+    first = next((reason for reason in standing if reason.hard), standing[0])
+    details["accepted"] = sorted({reason.code for reason in accepted})
+    raise Refused(message, code or first.code, reasons=standing, **details)
 
 
 def _sentence(message: str, reasons: t.Sequence[Reason]) -> str:
@@ -114,3 +98,15 @@ def _sentence(message: str, reasons: t.Sequence[Reason]) -> str:
         return message
     listed = "; ".join(f"{reason.code}: {reason.message}{'' if reason.hard else ' (soft)'}" for reason in reasons)
     return f"{message} {listed}"
+
+
+__all__ = (
+    "CommandFailed",
+    "DsmError",
+    "Reason",
+    "Refused",
+    "TemplateMissing",
+    "TimedOut",
+    "Unreadable",
+    "refuse_unless_accepted",
+)

@@ -156,7 +156,7 @@ def identity_reasons(
         reasons.append(
             Reason(
                 "ADDRESS_MISMATCH",
-                f"this host lacks {', '.join(missing)}; it has {', '.join(host.addresses) or 'none that could be read'}.",
+                f"this host lacks {', '.join(missing)}; it has {', '.join(host.addresses) or 'none readable'}.",
             )
         )
     if expected_serial and host.serial is None:

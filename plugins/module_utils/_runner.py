@@ -90,7 +90,7 @@ def check_argv(argv: t.Sequence[str]) -> list[str]:
             raise Refused(
                 f"The argument {word!a} of {words[0]} is not a single line of plain ASCII.",
                 "ARGV_NOT_ASCII",
-                "Type it again by hand: copied documents often carry a typographic dash or quote instead of '-' or '\"'.",
+                "Type it again by hand: copied documents often carry a typographic dash or quote.",
             )
     return words
 
@@ -315,7 +315,7 @@ class Operations:
         return self._wait(name, shown, attached, timeout if wait else 0.0, secrets, wait)
 
     def forget(self, name: str) -> None:
-        """Drop the record of an operation that ended, because the host it was about is another one now (after a reset)."""
+        """Drop the record of an operation that ended: after a reset it is about another host, so to say."""
         record = _read_json(self._path(name, "record.json"))
         if record is not None and not _runs(record):
             for part in ("record.json", "exit.json", "output", "output.raw"):

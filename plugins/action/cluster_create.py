@@ -1,0 +1,13 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Runs the module cluster_create with the testimony of this run."""
+
+from __future__ import annotations
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.plugin_utils._testimony import GuardAction
+
+
+class ActionModule(GuardAction):
+    MODULE = "cluster_create"
