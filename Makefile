@@ -61,6 +61,7 @@ reuse: venv ## Every file says its licence
 	$(BIN)/reuse --suppress-deprecation lint --quiet || $(BIN)/reuse lint
 
 sanity: venv ## ansible-test sanity, without ignores
+	@requirements/system git shellcheck
 	@tests/sanity/run
 
 integration: venv ## Transfers against a real sshd on this machine
