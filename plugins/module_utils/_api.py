@@ -23,6 +23,12 @@ from typing import Any, Mapping, NamedTuple
 from ._core import health
 from ._errors import DsmError
 
+
+def api_spec(timeout: float = 10.0) -> dict[str, Any]:
+    """Options of the doc fragment ``api``."""
+    return {"ca_path": {"type": "path"}, "timeout": {"type": "float", "default": timeout}}
+
+
 _LARGEST_BODY = 4 * 1024 * 1024
 
 
