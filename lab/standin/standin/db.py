@@ -15,7 +15,7 @@ import hashlib
 import re
 import threading
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple
 
 KEYSPACE = "dsm"
 TABLES = (
@@ -47,30 +47,29 @@ class SealedCopy(NamedTuple):
     blob: bytes
 
 
-def replication_cql(rf: Dict[str, int]) -> str:
+def replication_cql(rf: dict[str, int]) -> str:
     """Return the replication map of CQL for copies per data centre, e.g. {"dc1": 1, "dc2": 1}."""
     if not rf:
         raise ValueError("a keyspace needs at least one data centre")
     for name, copies in rf.items():
         if not _DATACENTER.match(name) or copies < 1:
-            raise ValueError("not a data centre with copies: %r: %r" % (name, copies))
-    pairs = ", ".join("'%s': %d" % (name, rf[name]) for name in sorted(rf))
-    return "{'class': 'NetworkTopologyStrategy', %s}" % pairs
+            raise ValueError(f"not a data centre with copies: {name!r}: {copies!r}")
+    pairs = ", ".join(f"'{name}': {rf[name]}" for name in sorted(rf))
+    return f"{{'class': 'NetworkTopologyStrategy', {pairs}}}"
 
 
-def schema_cql(rf: Dict[str, int]) -> List[str]:
+def schema_cql(rf: dict[str, int]) -> list[str]:
     """Return the statements that create the keyspace and its tables."""
-    statements = ["CREATE KEYSPACE IF NOT EXISTS %s WITH replication = %s" % (KEYSPACE, replication_cql(rf))]
+    statements = [f"CREATE KEYSPACE IF NOT EXISTS {KEYSPACE} WITH replication = {replication_cql(rf)}"]
     statements += [
-        "CREATE TABLE IF NOT EXISTS %s.%s (owner text, id text, value blob, PRIMARY KEY ((owner), id))"
-        % (KEYSPACE, table)
+        f"CREATE TABLE IF NOT EXISTS {KEYSPACE}.{table} (owner text, id text, value blob, PRIMARY KEY ((owner), id))"
         for table in TABLES
     ]
     statements.append(
-        "CREATE TABLE IF NOT EXISTS %s.sealed_copies (node text, copy text, blob blob, PRIMARY KEY ((node), copy))"
-        % KEYSPACE
+        f"CREATE TABLE IF NOT EXISTS {KEYSPACE}.sealed_copies "
+        "(node text, copy text, blob blob, PRIMARY KEY ((node), copy))"
     )
-    statements.append("CREATE TABLE IF NOT EXISTS %s.probe (id int PRIMARY KEY)" % KEYSPACE)
+    statements.append(f"CREATE TABLE IF NOT EXISTS {KEYSPACE}.probe (id int PRIMARY KEY)")
     return statements
 
 
@@ -80,12 +79,12 @@ class Store:
     def __init__(self, cluster: Any, session: Any) -> None:
         self._cluster = cluster
         self._session = session
-        self._prepared: Dict[str, Any] = {}
+        self._prepared: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._local_until = 0.0
 
     # -- plumbing ---------------------------------------------------------------------------------------------------
-    def _execute(self, cql: str, values: Tuple[Any, ...] = (), consistency: str = "quorum") -> List[Any]:
+    def _execute(self, cql: str, values: tuple[Any, ...] = (), consistency: str = "quorum") -> list[Any]:
         from cassandra import ConsistencyLevel, DriverException, InvalidRequest, OperationTimedOut
         from cassandra.cluster import NoHostAvailable
         from cassandra.query import SimpleStatement
@@ -103,11 +102,11 @@ class Store:
                 statement = SimpleStatement(cql, consistency_level=level)
             return list(self._session.execute(statement))
         except InvalidRequest as error:
-            raise StoreUnavailable("the database has no such table or keyspace: %s" % error) from error
+            raise StoreUnavailable(f"the database has no such table or keyspace: {error}") from error
         except (DriverException, OperationTimedOut, NoHostAvailable, OSError) as error:
-            raise StoreUnavailable("%s at %s: %s" % (type(error).__name__, consistency, error)) from error
+            raise StoreUnavailable(f"{type(error).__name__} at {consistency}: {error}") from error
 
-    def _read(self, cql: str, values: Tuple[Any, ...] = ()) -> List[Any]:
+    def _read(self, cql: str, values: tuple[Any, ...] = ()) -> list[Any]:
         if time.monotonic() >= self._local_until:
             try:
                 return self._execute(cql, values)
@@ -122,17 +121,17 @@ class Store:
         self._cluster.shutdown()
 
     # -- schema -----------------------------------------------------------------------------------------------------
-    def create_schema(self, rf: Dict[str, int]) -> None:
+    def create_schema(self, rf: dict[str, int]) -> None:
         """Create keyspace and tables with ``rf`` copies per data centre; existing ones stay as they are."""
         for statement in schema_cql(rf):
             self._execute(statement)
-        self._execute("INSERT INTO %s.probe (id) VALUES (?)" % KEYSPACE, (1,))
+        self._execute(f"INSERT INTO {KEYSPACE}.probe (id) VALUES (?)", (1,))
 
-    def set_replication(self, rf: Dict[str, int]) -> None:
+    def set_replication(self, rf: dict[str, int]) -> None:
         """Set the number of copies per data centre; the caller repairs or rebuilds where copies were added."""
-        self._execute("ALTER KEYSPACE %s WITH replication = %s" % (KEYSPACE, replication_cql(rf)))
+        self._execute(f"ALTER KEYSPACE {KEYSPACE} WITH replication = {replication_cql(rf)}")
 
-    def replication(self) -> Dict[str, int]:
+    def replication(self) -> dict[str, int]:
         """Return the copies per data centre; empty when the keyspace does not exist."""
         rows = self._execute(
             "SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = ?", (KEYSPACE,), "one"
@@ -143,12 +142,12 @@ class Store:
 
     def describe_schema(self) -> str:
         """Return the CQL that makes this keyspace anew, as the database itself prints it."""
-        rows = self._execute("DESCRIBE KEYSPACE %s" % KEYSPACE, (), "one")
+        rows = self._execute(f"DESCRIBE KEYSPACE {KEYSPACE}", (), "one")
         return "\n".join(row.create_statement for row in rows) + "\n"
 
-    def apply_schema(self, statements: List[str]) -> None:
+    def apply_schema(self, statements: list[str]) -> None:
         """Drop the keyspace and make it anew from the statements of a backup."""
-        self._execute("DROP KEYSPACE IF EXISTS %s" % KEYSPACE)
+        self._execute(f"DROP KEYSPACE IF EXISTS {KEYSPACE}")
         for statement in statements:
             self._execute(statement)
         with self._lock:
@@ -166,59 +165,57 @@ class Store:
         """
         del generation
         copy = hashlib.sha256(blob).hexdigest()
-        self._execute(
-            "INSERT INTO %s.sealed_copies (node, copy, blob) VALUES (?, ?, ?)" % KEYSPACE, (node, copy, blob)
-        )
+        self._execute(f"INSERT INTO {KEYSPACE}.sealed_copies (node, copy, blob) VALUES (?, ?, ?)", (node, copy, blob))
 
-    def sealed_copies(self) -> List[SealedCopy]:
+    def sealed_copies(self) -> list[SealedCopy]:
         """Return every wrapped copy in the database, of whichever node."""
-        rows = self._read("SELECT node, blob FROM %s.sealed_copies" % KEYSPACE)
+        rows = self._read(f"SELECT node, blob FROM {KEYSPACE}.sealed_copies")
         return [SealedCopy(row.node, bytes(row.blob)) for row in rows]
 
     def delete_sealed_copies(self, node: str) -> None:
         """Drop all wrapped copies of one node (only with the knob ``remove-purges-sealed-row``)."""
-        self._execute("DELETE FROM %s.sealed_copies WHERE node = ?" % KEYSPACE, (node,))
+        self._execute(f"DELETE FROM {KEYSPACE}.sealed_copies WHERE node = ?", (node,))
 
     # -- probes -----------------------------------------------------------------------------------------------------
     def probe(self, consistency: str) -> None:
         """Read the probe row at ``local_quorum``, ``quorum`` or ``all``; raises StoreUnavailable if that fails."""
         if consistency not in CONSISTENCIES:
-            raise ValueError("unknown consistency %r" % consistency)
-        self._execute("SELECT id FROM %s.probe WHERE id = ?" % KEYSPACE, (1,), consistency)
+            raise ValueError(f"unknown consistency {consistency!r}")
+        self._execute(f"SELECT id FROM {KEYSPACE}.probe WHERE id = ?", (1,), consistency)
 
     # -- rows -------------------------------------------------------------------------------------------------------
-    def get(self, table: str, owner: str, row_id: str) -> Optional[bytes]:
+    def get(self, table: str, owner: str, row_id: str) -> bytes | None:
         """Return one row as it is stored, or None."""
-        rows = self._read("SELECT value FROM %s.%s WHERE owner = ? AND id = ?" % (KEYSPACE, table), (owner, row_id))
+        rows = self._read(f"SELECT value FROM {KEYSPACE}.{table} WHERE owner = ? AND id = ?", (owner, row_id))
         return bytes(rows[0].value) if rows else None
 
-    def scan(self, table: str, owner: str) -> List[Tuple[str, bytes]]:
+    def scan(self, table: str, owner: str) -> list[tuple[str, bytes]]:
         """Return all rows of one owner as (id, value), ordered by id."""
-        rows = self._read("SELECT id, value FROM %s.%s WHERE owner = ?" % (KEYSPACE, table), (owner,))
+        rows = self._read(f"SELECT id, value FROM {KEYSPACE}.{table} WHERE owner = ?", (owner,))
         return [(row.id, bytes(row.value)) for row in rows]
 
     def put(self, table: str, owner: str, row_id: str, value: bytes, ttl_s: int = 0) -> None:
         """Write one row at QUORUM; ``ttl_s`` > 0 lets it expire."""
         self._execute(
-            "INSERT INTO %s.%s (owner, id, value) VALUES (?, ?, ?) USING TTL ?" % (KEYSPACE, table),
+            f"INSERT INTO {KEYSPACE}.{table} (owner, id, value) VALUES (?, ?, ?) USING TTL ?",
             (owner, row_id, value, ttl_s),
         )
 
     def put_new(self, table: str, owner: str, row_id: str, value: bytes) -> bool:
         """Write one row unless there is one (a Paxos round); returns whether it was written."""
         rows = self._execute(
-            "INSERT INTO %s.%s (owner, id, value) VALUES (?, ?, ?) IF NOT EXISTS" % (KEYSPACE, table),
+            f"INSERT INTO {KEYSPACE}.{table} (owner, id, value) VALUES (?, ?, ?) IF NOT EXISTS",
             (owner, row_id, value),
         )
         return bool(rows[0][0])
 
     def delete(self, table: str, owner: str, row_id: str) -> None:
         """Delete one row at QUORUM."""
-        self._execute("DELETE FROM %s.%s WHERE owner = ? AND id = ?" % (KEYSPACE, table), (owner, row_id))
+        self._execute(f"DELETE FROM {KEYSPACE}.{table} WHERE owner = ? AND id = ?", (owner, row_id))
 
     def count(self, table: str) -> int:
         """Return the number of rows of a table over all owners."""
-        return int(self._read("SELECT count(*) AS rows FROM %s.%s" % (KEYSPACE, table))[0].rows)
+        return int(self._read(f"SELECT count(*) AS rows FROM {KEYSPACE}.{table}")[0].rows)
 
 
 def connect(address: str, timeout_s: float) -> Store:
@@ -248,4 +245,4 @@ def connect(address: str, timeout_s: float) -> Store:
         return Store(cluster, cluster.connect())
     except (DriverException, OperationTimedOut, NoHostAvailable, OSError) as error:
         cluster.shutdown()
-        raise StoreUnavailable("no Cassandra at %s: %s" % (address, error)) from error
+        raise StoreUnavailable(f"no Cassandra at {address}: {error}") from error

@@ -21,7 +21,6 @@ import hashlib
 import hmac
 import os
 import struct
-from typing import Dict, Optional, Tuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -54,7 +53,7 @@ def seal(cmk: bytes, generation: int, platform_secret: bytes, version: str) -> b
     The result holds a random nonce and a ciphertext; two calls never give the same bytes.
     """
     if len(cmk) != CMK_BYTES:
-        raise ValueError("a cluster master key has %d bytes, not %d" % (CMK_BYTES, len(cmk)))
+        raise ValueError(f"a cluster master key has {CMK_BYTES} bytes, not {len(cmk)}")
     if not platform_secret:
         raise ValueError("this node has no platform identity to seal for")
     nonce = os.urandom(_NONCE_BYTES)
@@ -62,7 +61,7 @@ def seal(cmk: bytes, generation: int, platform_secret: bytes, version: str) -> b
     return nonce + AESGCM(key).encrypt(nonce, struct.pack(">I", generation) + cmk, _SEALED_LABEL)
 
 
-def unseal(blob: bytes, platform_secret: bytes, version: str) -> Optional[Tuple[bytes, int]]:
+def unseal(blob: bytes, platform_secret: bytes, version: str) -> tuple[bytes, int] | None:
     """Return (CMK, generation) when this platform and version sealed the copy, else None."""
     if len(blob) <= _NONCE_BYTES or not platform_secret:
         return None
@@ -79,10 +78,10 @@ class RowCipher:
 
     def __init__(self, cmk: bytes, generation: int) -> None:
         if len(cmk) != CMK_BYTES:
-            raise ValueError("a cluster master key has %d bytes, not %d" % (CMK_BYTES, len(cmk)))
+            raise ValueError(f"a cluster master key has {CMK_BYTES} bytes, not {len(cmk)}")
         self._cmk = cmk
         self._generation = struct.pack(">I", generation)
-        self._keys: Dict[str, AESGCM] = {}
+        self._keys: dict[str, AESGCM] = {}
         self._lookup_key = _derive(cmk, _ROW_LABEL, b"lookup", self._generation)
         self._token_key = AESGCM(_derive(cmk, _ROW_LABEL, b"token", self._generation))
 
@@ -109,18 +108,18 @@ class RowCipher:
                 bytes(blob[:_NONCE_BYTES]), bytes(blob[_NONCE_BYTES:]), self._place(table, owner, row_id)
             )
         except (InvalidTag, ValueError) as error:
-            raise CannotOpen("row %s/%s of %s does not open under this master key" % (owner, row_id, table)) from error
+            raise CannotOpen(f"row {owner}/{row_id} of {table} does not open under this master key") from error
 
     def lookup(self, kind: str, value: str) -> str:
         """Return the blind index of a name (e-mail, object name …): equal names, equal index, nothing readable."""
-        return hmac.new(self._lookup_key, ("%s\0%s" % (kind, value)).encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._lookup_key, (f"{kind}\0{value}").encode(), hashlib.sha256).hexdigest()
 
     def close_token(self, claims: bytes) -> bytes:
         """Encrypt the claims of a session token; every member of the cluster can open it."""
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + self._token_key.encrypt(nonce, claims, b"session")
 
-    def open_token(self, blob: bytes) -> Optional[bytes]:
+    def open_token(self, blob: bytes) -> bytes | None:
         """Return the claims of a session token of this cluster, or None."""
         if len(blob) <= _NONCE_BYTES:
             return None
