@@ -1,0 +1,177 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Running the lab's command and the product's playbooks, each with its own log."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import threading
+import time
+import typing as t
+
+CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
+LAB = CHECKOUT / "lab" / "lab"
+STOP_GRACE = 20.0
+
+
+class CommandFailed(Exception):
+    """A command ended with another code than 0; `log` holds all it said."""
+
+    def __init__(self, argv: list[str], rc: int, log: pathlib.Path) -> None:
+        super().__init__(f"{' '.join(argv[:4])} ended with {rc}; all it said is in {log}")
+        self.log = log
+
+
+class Commands:
+    """The only door from the rehearsal to processes. Children run in a session of their own and are stopped with us."""
+
+    def __init__(self, logs: pathlib.Path, progress: t.Callable[[str], None], verbose: bool) -> None:
+        self.logs = logs
+        self.progress = progress
+        self.verbose = verbose
+        self.child: subprocess.Popen[bytes] | None = None
+        self._number = 0
+
+    def lab(self, *words: str, log: str) -> str:
+        """`lab/lab WORDS`; what it printed on stdout."""
+        return self.run([str(LAB), *words], self._log(log))
+
+    def playbook(self, name: str, variables: dict[str, t.Any], log: str) -> list[dict[str, t.Any]]:
+        """Run one of the collection's playbooks by FQCN inside the lab; the evidence lines of its tasks."""
+        path = self._log(log)
+        evidence = path.with_suffix(".jsonl")
+        argv = [str(LAB), "exec", str(CHECKOUT / ".venv" / "bin" / "ansible-playbook")]
+        argv += ["--inventory", str(CHECKOUT / "build" / "lab" / "inventory.yml")]
+        argv += ["--extra-vars", f"@{self.secrets}", "--extra-vars", json.dumps(variables)]
+        argv.append(f"kmsops.fortanix_dsm.{name}")
+        with _Follower(evidence, self.progress):
+            self.run(argv, path, {"KMSOPS_EVIDENCE": str(evidence), **ansible_environment()})
+        return read_evidence(evidence)
+
+    @property
+    def secrets(self) -> pathlib.Path:
+        """Where the lab keeps what an operator would keep in a vault."""
+        return pathlib.Path(os.environ.get("KMSOPS_LAB_STATE", "/run/kmsops-lab")) / "secrets.yml"
+
+    def run(self, argv: list[str], log: pathlib.Path, environment: dict[str, str] | None = None) -> str:
+        """Run to the end; everything it says goes to its log, and to the terminal with V=1."""
+        said: list[bytes] = []
+        with open(log, "ab") as stream:
+            self.child = subprocess.Popen(
+                argv,
+                cwd=CHECKOUT,
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stream if not self.verbose else subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                for line in self.child.stdout or ():
+                    stream.write(line)
+                    stream.flush()
+                    said.append(line)
+                    if self.verbose:
+                        os.write(1, line)
+                rc = self.child.wait()
+            finally:
+                self.stop()
+        if rc != 0:
+            raise CommandFailed([os.path.basename(argv[0]), *argv[1:]], rc, log)
+        return b"".join(said).decode("utf-8", "replace")
+
+    def stop(self) -> None:
+        """Stop the running child and its children: politely, then for good."""
+        child, self.child = self.child, None
+        if child is None or child.poll() is not None:
+            return
+        for number in (signal.SIGINT, signal.SIGKILL):
+            try:
+                os.killpg(child.pid, number)
+                child.wait(timeout=STOP_GRACE)
+                return
+            except ProcessLookupError:
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+    def _log(self, name: str) -> pathlib.Path:
+        self._number += 1
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return self.logs / f"{self._number:02d}-{name}.log"
+
+
+class _Follower:
+    """Tells the person which task runs, by reading the evidence as it grows."""
+
+    def __init__(self, path: pathlib.Path, progress: t.Callable[[str], None]) -> None:
+        self.path = path
+        self.progress = progress
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> _Follower:
+        self.path.touch()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def _follow(self) -> None:
+        with open(self.path, encoding="utf-8") as stream:
+            while not self.over.wait(0.5):
+                for line in stream:
+                    entry = _decoded(line)
+                    if entry.get("kind") == "task" and entry["action"].startswith("kmsops."):
+                        self.progress(entry["task"].split(" : ", 1)[-1])
+
+
+def ansible_environment() -> dict[str, str]:
+    """How the rehearsal runs Ansible: quick, quiet, and with its results as evidence."""
+    return {
+        "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / "build" / "collections"),
+        "ANSIBLE_HOME": str(CHECKOUT / "build" / "ansible"),
+        "ANSIBLE_PIPELINING": "1",
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_RETRY_FILES_ENABLED": "0",
+        "ANSIBLE_LOCALHOST_WARNING": "0",
+        "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "0",
+        "ANSIBLE_INJECT_FACT_VARS": "0",
+        "ANSIBLE_CALLBACK_PLUGINS": str(CHECKOUT / "lab" / "rehearsal" / "callback"),
+        "ANSIBLE_CALLBACKS_ENABLED": "evidence",
+    }
+
+
+def read_evidence(path: pathlib.Path) -> list[dict[str, t.Any]]:
+    """The evidence lines of a playbook, oldest first."""
+    with open(path, encoding="utf-8") as stream:
+        return [entry for entry in (_decoded(line) for line in stream) if entry]
+
+
+def results(evidence: list[dict[str, t.Any]], module: str) -> list[dict[str, t.Any]]:
+    """The results of one of the collection's modules, skipped ones left out."""
+    action = f"kmsops.fortanix_dsm.{module}"
+    return [
+        entry["result"]
+        for entry in evidence
+        if entry.get("action") == action and entry["kind"] == "ok" and not entry["result"].get("skipped")
+    ]
+
+
+def _decoded(line: str) -> dict[str, t.Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # the last line of a playbook that was killed
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def elapsed(since: float) -> float:
+    """Seconds since a moment of the monotonic clock."""
+    return time.monotonic() - since

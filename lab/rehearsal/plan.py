@@ -1,0 +1,215 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The vendor's plan, step by step, with the product's playbooks; each step gives the evidence that it happened."""
+
+from __future__ import annotations
+
+import calendar
+import hashlib
+import json
+import os
+import pathlib
+import sys
+import time
+import typing as t
+from dataclasses import dataclass
+
+from rehearsal.commands import CHECKOUT, Commands, results
+
+WHEELS = CHECKOUT / "roles" / "backup_store" / "files" / "requirements.txt"
+STORE_PYTHON = "3.11"  # what the lab's hosts run
+PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+DR_NODE = "dr1"
+HEALTHY_NODES = 3
+
+
+class NotProven(Exception):
+    """A step ended without an error, and without what it was to show."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step. ``action`` returns its evidence."""
+
+    name: str
+    title: str
+    action: t.Callable[[], t.Any]
+
+
+class Plan:
+    """The steps and what they learn from each other."""
+
+    def __init__(self, commands: Commands) -> None:
+        self.commands = commands
+        self.findings: dict[str, t.Any] = {}
+        self.variables: dict[str, t.Any] = {}
+        self.disaster_at = 0.0
+        self.disaster_clock = 0.0
+        self.production: dict[str, t.Any] = {}
+        self._owner = CHECKOUT / "build" / "lab" / "of-rehearsal"
+
+    def steps(self) -> list[Step]:
+        """In the order of the article."""
+        return [
+            Step("site", "Bring the site up: three data centres, one out-of-region site", self.bring_up),
+            Step("load", "Fill production with accounts, keys and ciphertexts", self.load),
+            Step("templates", "Check the operator's command templates", self.check_templates),
+            Step("configure_backup", "Configure production's backups", self.configure_backup),
+            Step("prepare_dr_node", "Let the DR node join, back up, remove it, reset it, set it aside", self.prepare),
+            Step("ship_backups", "Take another backup and ship it out of region", self.ship),
+            Step("verify_backups", "Read every shipped byte again", self.verify),
+            Step("disaster", "Kill production, all of it", self.kill_production),
+            Step("fail_over", "Bootstrap on the DR node and restore", self.fail_over),
+            Step("expand_cluster", "Let two more nodes join", self.expand),
+            Step("open_service", "Open the service under its real name", self.open_service),
+            Step("prove", "Decrypt what production encrypted, through every node", self.prove),
+        ]
+
+    # The steps
+
+    def bring_up(self) -> t.Any:
+        """A fresh lab. One that an earlier rehearsal left is replaced; anybody else's is not touched."""
+        if self.lab_is_ours:
+            self.commands.lab("down", log="lab-down-leftover")
+        self._owner.parent.mkdir(parents=True, exist_ok=True)
+        self._owner.write_text("This lab belongs to the rehearsal, which takes it down.\n", encoding="utf-8")
+        try:
+            self.commands.lab("up", log="lab-up")
+        except BaseException:
+            if "already running" in _tail(self.commands.logs):
+                self.forget_lab()
+            raise
+        self.variables["dsm_store_wheelhouse"] = str(self._wheelhouse())
+        self.variables["dsm_run_id"] = time.strftime("rehearsal-%Y%m%dT%H%M%SZ", time.gmtime())
+        return {"wheelhouse": self.variables["dsm_store_wheelhouse"], "run_id": self.variables["dsm_run_id"]}
+
+    def load(self) -> t.Any:
+        """Accounts, groups, apps, keys, and ciphertexts whose plaintext is known."""
+        return {"loaded": self.commands.lab("load", log="lab-load").strip().splitlines()[-1:]}
+
+    def check_templates(self) -> t.Any:
+        """Binaries and placeholders, without running anything."""
+        self._play("check_templates")
+        return {"checked": True}
+
+    def configure_backup(self) -> t.Any:
+        """`backup:` in config.yaml, applied."""
+        evidence = self._play("configure_backup")
+        return {"changed": [one["changed"] for one in results(evidence, "backup_config")]}
+
+    def prepare(self) -> t.Any:
+        """Join, golden backup, remove, reset, set aside."""
+        evidence = self._play("prepare_dr_node", dsm_confirm=DR_NODE)
+        joined = _last(results(evidence, "cluster_join"), "joined_at")
+        shipped = _last(results(evidence, "backup_ship"), "backups")
+        reset = _last(results(evidence, "cluster_reset"), "state")
+        seen = _last(results(evidence, "cluster_info"), "cluster")
+        self.production = {"fingerprint": seen["cluster"]["fingerprint"], "version": seen["cluster"]["version"]}
+        self.findings["production_before"] = self.production
+        return {
+            "joined_at": joined["joined_at"],
+            "golden_backups": [one["id"] for one in shipped["backups"]],
+            "after_reset": reset["state"],
+            "production": self.production,
+        }
+
+    def ship(self) -> t.Any:
+        """One more backup, taken after the removal, as every scheduled one will be."""
+        evidence = self._play("ship_backups", dsm_backup_now=True)
+        shipped = _last(results(evidence, "backup_ship"), "backups")
+        return {"backups": [one["id"] for one in shipped["backups"]], "bytes": shipped.get("bytes")}
+
+    def verify(self) -> t.Any:
+        """The store proves its bits."""
+        verdicts = _last(results(self._play("verify_backups"), "backup_verify"), "verdicts")["verdicts"]
+        return {"verdicts": verdicts}
+
+    def kill_production(self) -> t.Any:
+        """Power off, without a word, every member and the host that backups were delivered to."""
+        hosts = [*self._hosts("dsm_nodes"), *self._hosts("dsm_backup_sources")]
+        self.disaster_at, self.disaster_clock = time.time(), time.monotonic()
+        self.commands.lab("power", "cut", *hosts, log="power-cut")
+        return {"power_cut": hosts, "at": self.disaster_at}
+
+    def fail_over(self) -> t.Any:
+        """Create, restore, prove the canary."""
+        evidence = self._play("fail_over", dsm_confirm=DR_NODE)
+        restored = _last(results(evidence, "restore"), "restored_id")
+        canary = _last(results(evidence, "canary"), "proofs")
+        point = self.disaster_at - _moment(canary["written_at"])
+        self.findings["recovery_point_seconds"] = round(point, 1)
+        return {"restored": restored["restored_id"], "canary": _canary(DR_NODE, canary)}
+
+    def expand(self) -> t.Any:
+        """Two spare nodes join: three nodes survive the loss of one."""
+        evidence = self._play("expand_cluster")
+        joined = [one["joined_at"] for one in results(evidence, "cluster_join") if one.get("state") == "member"]
+        return {"joined_at": joined}
+
+    def open_service(self) -> t.Any:
+        """The gate of the service: production is dead, the name leads here, the canary answers through it."""
+        evidence = self._play("open_service", dsm_confirm=DR_NODE)
+        return {"through_the_name": _canary("the service name", _last(results(evidence, "canary"), "proofs"))}
+
+    def prove(self) -> t.Any:
+        """Every canary and every known ciphertext, through every node; and who is in the cluster now."""
+        evidence = self._play("prove")
+        raise NotProven(str(len(evidence)))
+
+    # Helpers
+
+    @property
+    def lab_is_ours(self) -> bool:
+        """Whether a rehearsal brought the lab up (this one, or one that died)."""
+        return self._owner.exists()
+
+    def forget_lab(self) -> None:
+        """The lab is down, or it never was ours."""
+        self._owner.unlink(missing_ok=True)
+
+    def _play(self, name: str, **variables: t.Any) -> list[dict[str, t.Any]]:
+        return self.commands.playbook(name, {**self.variables, **variables}, log=name)
+
+    def _hosts(self, group: str) -> list[str]:
+        import yaml
+
+        with open(CHECKOUT / "build" / "lab" / "inventory.yml", encoding="utf-8") as stream:
+            return sorted(yaml.safe_load(stream)["all"]["children"][group]["hosts"])
+
+    def _wheelhouse(self) -> pathlib.Path:
+        """The store's paramiko as wheels, downloaded once and kept under the hash of what was asked for."""
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "kmsops-lab"
+        wanted = hashlib.sha256(WHEELS.read_bytes() + repr((STORE_PYTHON, PLATFORMS)).encode()).hexdigest()[:16]
+        target = cache / f"wheelhouse-{wanted}"
+        if not target.is_dir():
+            partial = cache / f"wheelhouse-{wanted}.partial"
+            argv = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps"]
+            argv += ["--only-binary", ":all:", "--implementation", "cp", "--python-version", STORE_PYTHON]
+            argv += [word for platform in PLATFORMS for word in ("--platform", platform)]
+            argv += ["--requirement", str(WHEELS), "--dest", str(partial)]
+            self.commands.progress("Download paramiko for the store (once)")
+            self.commands.run(argv, self.commands.logs / "wheelhouse.log")
+            partial.rename(target)
+        return target
+
+
+def _last(found: list[dict[str, t.Any]], key: str) -> dict[str, t.Any]:
+    """The last result that has the key filled."""
+    filled = [one for one in found if one.get(key)]
+    if not filled:
+        raise NotProven(f"no result of this step carries {key}")
+    return filled[-1]
+
+
+def _canary(where: str, result: dict[str, t.Any]) -> dict[str, t.Any]:
+    return {"through": where, "sequence": result["sequence"], "written_at": result["written_at"], "proofs": result["proofs"]}
+
+
+def _moment(text: str) -> float:
+    """An ISO time in UTC as seconds since the epoch."""
+    return calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S"))
+
+
+def _tail(logs: pathlib.Path) -> str:
+    newest = max(logs.glob("*.log"), key=lambda path: path.stat().st_mtime, default=None)
+    return newest.read_text(encoding="utf-8", errors="replace")[-2000:] if newest else ""
