@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The inventory of the running lab: one literal YAML file with the groups of a real site and no template in it.
+"""The inventory of the running lab: one literal YAML file with the groups of a real site and no template but for one password.
 
-testinfra does not render templates in connection variables, so every value is written out.
+testinfra does not render templates in connection variables, so every one of theirs is written out.
 """
 
 from __future__ import annotations
@@ -64,7 +64,21 @@ def render(
         "dsm_open_service_steps": [
             {"name": "lead the service address", "argv": [str(command), "service-address", rehearsal_host]}
         ],
+        "dsm_rehearsal_allowed": True,
+        "dsm_rehearsal_host": rehearsal_host,
     }
+    for landing in topology.by_role("landing"):
+        everywhere["dsm_backup"] = {
+            "cron_schedule": "17 3 * * *",
+            "backup_mode": "snapshot",
+            "scp": {
+                "server_ip": landing.address,
+                "authmode": "password",
+                "username": LANDING_USER,
+                "password": "{{ dsm_scp_password }}",  # stands in secrets.yml; only Ansible renders it
+                "path": LANDING_PATH,
+            },
+        }
     children: dict[str, Any] = {group: {"hosts": {}} for group in GROUPS.values()}
     for host in topology.hosts:
         values: dict[str, Any] = {
@@ -81,9 +95,17 @@ def render(
                     "dsm_source_path": LANDING_PATH,
                     "dsm_source_host_key": host_keys[host.name],
                     "dsm_source_private_key": str(state / "pull_ed25519"),
+                    "dsm_backup_source": {
+                        "name": host.name,
+                        "address": host.address,
+                        "port": 22,
+                        "user": LANDING_USER,
+                        "path": LANDING_PATH,
+                        "layout": "single",
+                    },
                 }
             )
         children[host.group]["hosts"][host.name] = values
-    note = f"# The lab's inventory (profile {topology.profile}), written by `lab/lab up`. Run Ansible by `lab/lab exec`.\n---\n"
+    note = f"# Inventory of the lab, profile {topology.profile}. Run Ansible by `lab/lab exec`.\n"
     document = {"all": {"vars": everywhere, "children": children}}
-    return note + yaml.safe_dump(document, sort_keys=False, width=200)
+    return note + "---\n" + yaml.safe_dump(document, sort_keys=False, width=200)
