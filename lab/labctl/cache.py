@@ -61,7 +61,7 @@ def building() -> Iterator[None]:
 
 
 def get(kind: str, key: str, build: Callable[[Path], None]) -> Path:
-    """The cached directory; ``build`` fills an empty one if there is none. What dies half-way is never taken for whole."""
+    """The cached directory; ``build`` fills an empty one if there is none. A half-made one never counts."""
     final = place(kind, key)
     if final.is_dir():
         return final

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Apache Cassandra from Maven Central, checked jar by jar, with a class archive made by the image's own Java.
 
-The cached directory is mounted at /opt/cassandra: ``lib/``, ``cassandra.jsa``, ``daemon.args`` and ``nodetool``.
+The cached directory is mounted at /opt/cassandra: ``lib/``, ``daemon.args``, ``nodetool`` and both class archives.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _archive_classes(draft: Path, arguments: str, progress: Progress) -> None:
             timeout=180,
             interval=1.0,
         )
-        if not (draft / "cassandra.jsa").exists():
+        if not all((draft / archive).exists() for archive in ("cassandra.jsa", "nodetool.jsa")):
             words = podman("logs", name).stdout[-2000:]
             raise LabError(f"Cassandra did not leave a class archive: {words}")
     finally:

@@ -41,8 +41,8 @@ def main(argv: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="lab/lab",
-        description="A rehearsal site on one machine: real hosts, a real Cassandra ring, a real Kubernetes control plane "
-        "and a stand-in for DSM. Nothing of it can be reached from outside this machine.",
+        description="A rehearsal site on one machine: real hosts, a real Cassandra ring, a real Kubernetes control "
+        "plane and a stand-in for DSM. Nothing of it can be reached from outside this machine.",
         epilog=_EXIT_CODES,
     )
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The image of a lab host: Debian bookworm made by mmdebstrap (its archive signatures are checked by apt), then a layer.
+"""The image of a lab host: Debian bookworm made by mmdebstrap (apt checks the signatures), then a layer.
 
 The base changes seldom and takes about a minute; it is kept as a compressed archive. The layer carries lab/image/rootfs
 and lab/standin/rootfs, takes two seconds and is made again from the base without network.

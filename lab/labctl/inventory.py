@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The inventory of the running lab: one literal YAML file with the groups of a real site and no template but for one password.
+"""The inventory of the running lab: one literal YAML file with the groups of a real site.
 
-testinfra does not render templates in connection variables, so every one of theirs is written out.
+One password is a template. testinfra does not render templates in connection variables, so every one of theirs is written out.
 """
 
 from __future__ import annotations

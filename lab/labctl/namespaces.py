@@ -57,7 +57,7 @@ def exists(name: str) -> bool:
 
 
 def inside(name: str, action: Callable[[], Result]) -> Result:
-    """Runs ``action`` in a thread that stands in namespace ``name`` (a namespace belongs to a thread) and ends there."""
+    """Runs ``action`` in a thread of its own that stands in namespace ``name`` (namespaces belong to threads)."""
     result: list[Result] = []
     failure: list[BaseException] = []
 

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The lab's network: one namespace a host, one that routes between the sites, and none that leads outside.
 
-All state is in the kernel: cuts and isolation are elements of nft sets in lab-wan, the service address is a route there.
+All state is in the kernel: cuts and isolation are elements of nft sets in lab-wan, the service address is a
+route there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from labctl import namespaces, paths
@@ -85,7 +87,7 @@ def create(topology: Topology) -> None:
     names = [WAN_NAMESPACE, CONTROLLER_NAMESPACE, *(host.namespace for host in topology.hosts)]
     namespaces.remember_outside()
     run(["ip", "-batch", "-"], stdin="".join(f"netns add {name}\n" for name in names))
-    _settings(WAN_NAMESPACE, ["net/ipv4/ip_forward=1", "net/ipv4/conf/all/rp_filter=0"])
+    _settings(WAN_NAMESPACE, ["net/ipv4/ip_forward=1", "net/ipv4/conf/all/rp_filter=0", *_bridged_is_not_routed()])
     lines = ["link set lo up"]
     for site in topology.sites:
         lines += [
@@ -104,6 +106,11 @@ def create(topology: Topology) -> None:
     in_wan("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
     each(cables, lambda cable: _plug_end(cable[1], cable[2], cable[3]))
     in_wan("nft", "-f", "-", stdin=_RULES)
+
+
+def _bridged_is_not_routed() -> list[str]:
+    """Where the kernel shows bridged packets to the rules for routed ones, hosts of one site would be cut off too."""
+    return ["net/bridge/bridge-nf-call-iptables=0"] if Path("/proc/sys/net/bridge").is_dir() else []
 
 
 def _plug_end(name: str, site: Site, address: str) -> None:
@@ -201,7 +208,7 @@ def service_host() -> str | None:
 
 
 def lead_service_to(topology: Topology, target: Host | None) -> None:
-    """Leads the service address to one DSM host, or to none. Only that host carries it, so a probe from any other is true."""
+    """Leads the service address to one DSM host, or to none. Only that host carries it: all others can probe it."""
     for host in topology.dsm_hosts:
         wanted = target is not None and host.name == target.name
         shown = run(namespaces.command(host.namespace, "ip", "-json", "addr", "show", "dev", "lo")).stdout

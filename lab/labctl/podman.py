@@ -34,7 +34,7 @@ network_backend = "netavark"
 
 
 def environ() -> dict[str, str]:
-    """The environment for podman. Writes the lab's configuration into the cache when it is not there as it should be."""
+    """The environment for podman. Writes the lab's configuration into the cache when that is to be changed."""
     files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 20000)
     processes = min(int(Path("/proc/sys/kernel/pid_max").read_text(encoding="ascii")), 32768)
     text = _CONFIG.format(files=files, processes=processes)

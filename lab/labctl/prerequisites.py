@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 
-from labctl import cassandra, cache, image, kube, paths
+from labctl import cache, cassandra, image, kube, paths
 from labctl.errors import MissingPrerequisite
 from labctl.podman import image_exists
 

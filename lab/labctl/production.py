@@ -1,13 +1,17 @@
 # SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Forms the production cluster as an operator would by hand: create, label, token, join, wait until all is healthy."""
+"""Forms the production cluster with an operator's commands: create, token, joins, and a wait until all is healthy.
+
+Two things are unlike life, to be quick: a Node object is born with its label, and the joiners' databases, which have
+nothing to take over yet, do not stream. Both are knobs of the stand-in, set for this time only.
+"""
 
 from __future__ import annotations
 
 import http.client
 import ssl
 
-from labctl import inventory, namespaces, network, paths
+from labctl import faults, inventory, namespaces, network, paths
 from labctl.errors import LabError
 from labctl.podman import in_container
 from labctl.process import await_condition, each
@@ -16,42 +20,33 @@ from labctl.topology import CONTROLLER_NAMESPACE, PREFIX, Host, Topology
 
 KUBECONFIG = "/etc/kubernetes/admin.conf"
 _KUBE = ("env", f"KUBECONFIG={KUBECONFIG}")
+BORN_LABELLED, NO_BOOTSTRAP = "birth-label", "no-bootstrap"
 
 
 def form(topology: Topology, progress: Progress) -> None:
     first, *others = topology.members
+    for host in topology.members:
+        faults.set_fault([host], BORN_LABELLED, {"datacenter": host.site.name})
+    faults.set_fault(others, NO_BOOTSTRAP, {})
+    try:
+        _form(topology, first, others, progress)
+    finally:
+        for knob in (BORN_LABELLED, NO_BOOTSTRAP):
+            faults.clear(topology.members, knob)
+
+
+def _form(topology: Topology, first: Host, others: list[Host], progress: Progress) -> None:
     progress.say(f"{first.name}: sdkms-cluster create")
     create = ["sdkms-cluster", "create", f"--self={first.address}/{PREFIX}", "--config", inventory.CONFIG_PATH]
     in_container(first.container, create, timeout=180)
-    _label(first, first)
     await_health([first], "plain", timeout=60)
     progress.say(f"{first.name} serves; {', '.join(host.name for host in others)}: sdkms-cluster join")
     token = in_container(first.container, [*_KUBE, "kubeadm", "token", "create"]).stdout.strip()
-    each(others, lambda host: _join(first, host, token))
+    join = ["sdkms-cluster", "join", f"--peer={first.address}", f"--token={token}"]
+    each(others, lambda host: in_container(host.container, join, timeout=300))
     network.lead_service_to(topology, first)
     await_health(topology.members, "all", timeout=120)
     progress.say("every member answers healthy for all")
-
-
-def _join(first: Host, host: Host, token: str) -> None:
-    """Joins one host; its label is set as soon as its Node object is there, before its database starts."""
-    join = ["sdkms-cluster", "join", f"--peer={first.address}", f"--token={token}"]
-    done = each(
-        [
-            lambda: in_container(host.container, join, timeout=300).stdout,
-            lambda: await_condition(
-                f"the label of {host.name}", lambda: _label(first, host), timeout=300, interval=0.3
-            ),
-        ],
-        lambda step: step(),
-    )
-    if len(done) != 2:
-        raise LabError(f"{host.name} did not join")
-
-
-def _label(member: Host, host: Host) -> bool:
-    label = ["kubectl", "label", "node", host.name, f"datacenter={host.site.name}", "--overwrite"]
-    return in_container(member.container, [*_KUBE, *label], check=False).returncode == 0
 
 
 def health(host: Host, question: str, *, timeout: float = 3.0) -> int | None:

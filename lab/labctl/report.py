@@ -85,6 +85,9 @@ def as_table(current: State, topology: Topology) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     cuts = ", ".join(f"{one} | {other}" for one, other in found["cuts"]) or "none"
-    head = f"Lab {found['profile']} is {found['phase']} since {found['began']} ({found['purpose']}), from {found['checkout']}"
+    head = (
+        f"Lab {found['profile']} is {found['phase']} since {found['began']} ({found['purpose']}), "
+        f"from {found['checkout']}"
+    )
     foot = f"Cuts: {cuts}. Service {SERVICE_NAME} {SERVICE_ADDRESS}. Packets dropped: {found['packets_dropped']}."
     return "\n".join([head, "", *lines, "", foot])
