@@ -17,6 +17,10 @@ options:
       - A PEM file of the certification authorities that may have signed the API certificate.
       - When absent, those that the host trusts. Verification cannot be switched off.
     type: path
+  ca_pem:
+    description:
+      - The text of such a file, for hosts that do not have it, for instance C(lookup('ansible.builtin.file', ...)).
+    type: str
   timeout:
     description:
       - How long to wait for one answer, in seconds.

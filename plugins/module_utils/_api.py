@@ -26,7 +26,7 @@ from ._errors import DsmError
 
 def api_spec(timeout: float = 10.0) -> dict[str, Any]:
     """Options of the doc fragment ``api``."""
-    return {"ca_path": {"type": "path"}, "timeout": {"type": "float", "default": timeout}}
+    return {"ca_path": {"type": "path"}, "ca_pem": {"type": "str"}, "timeout": {"type": "float", "default": timeout}}
 
 
 _LARGEST_BODY = 4 * 1024 * 1024
@@ -84,17 +84,19 @@ class _Connection(http.client.HTTPSConnection):
 class Api:
     """One endpoint; after :meth:`log_in` with a session. ``timeout`` is for one answer, in seconds."""
 
-    def __init__(self, endpoint: Endpoint, ca_path: str | None = None, timeout: float = 10.0) -> None:
+    def __init__(
+        self, endpoint: Endpoint, ca_path: str | None = None, timeout: float = 10.0, ca_pem: str | None = None
+    ) -> None:
         self.endpoint = endpoint
         self._timeout = timeout
         self._bearer: str | None = None
         try:
-            self._context = ssl.create_default_context(cafile=ca_path)
-        except (OSError, ssl.SSLError) as error:
+            self._context = ssl.create_default_context(cafile=ca_path, cadata=ca_pem or None)
+        except (OSError, ValueError) as error:
             raise DsmError(
-                f"The file of certification authorities {ca_path} cannot be used: {error}",
+                f"The certification authorities in {ca_path or 'ca_pem'} cannot be used: {error}",
                 "CA_UNREADABLE",
-                remedy="Give ca_path a readable PEM file with the authority that signed the API certificate.",
+                remedy="Give ca_path (a file on this host) or ca_pem (its text) the authority of the API certificate.",
             ) from error
 
     def request(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Response:

@@ -194,7 +194,7 @@ def body(shell: Shell) -> Outcome:
     if params["reference_time"]:
         _reference(params["reference_time"])
     endpoint = Endpoint(params["endpoint"]["address"], params["endpoint"]["port"], params["endpoint"]["host"])
-    api = Api(endpoint, params["ca_path"], params["timeout"])
+    api = Api(endpoint, params["ca_path"], params["timeout"], params["ca_pem"])
     api.log_in(params["api_key"], params["user"], params["password"], params["account_id"])
     try:
         return _canary(shell, api)

@@ -211,7 +211,12 @@ def _service(name: str, port: int) -> list[dict]:
 
 
 def _probe(endpoint: dict, params: dict) -> dict:
-    api = Api(Endpoint(endpoint["address"], endpoint["port"], endpoint["host"]), params["ca_path"], params["timeout"])
+    api = Api(
+        Endpoint(endpoint["address"], endpoint["port"], endpoint["host"]),
+        params["ca_path"],
+        params["timeout"],
+        params["ca_pem"],
+    )
     answers = api.health_answers()
     reading, confirmed_by = None, None
     if health.wants_second_reading(answers):
