@@ -28,7 +28,6 @@ TABLES = (
     "security_objects",
     "sessions",
     "audit_log",
-    "ballast",
 )
 CONSISTENCIES = ("local_quorum", "quorum", "all")
 _DATACENTER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
@@ -45,6 +44,14 @@ class SealedCopy(NamedTuple):
 
     node: str
     blob: bytes
+
+
+class RingMember(NamedTuple):
+    """One member of the ring."""
+
+    address: str
+    host_id: str
+    datacenter: str
 
 
 def replication_cql(rf: dict[str, int]) -> str:
@@ -156,6 +163,13 @@ class Store:
     def local_datacenter(self) -> str:
         """Return the name of the data centre that this Cassandra process belongs to."""
         return str(self._execute("SELECT data_center FROM system.local", (), "one")[0].data_center)
+
+    def ring(self) -> list[RingMember]:
+        """Return who is in the ring as this Cassandra process sees it, itself first; not whether they are up."""
+        columns = "host_id, data_center"
+        own = self._execute(f"SELECT broadcast_address AS address, {columns} FROM system.local", (), "one")
+        peers = self._execute(f"SELECT peer AS address, {columns} FROM system.peers", (), "one")
+        return [RingMember(str(row.address), str(row.host_id), str(row.data_center)) for row in [*own, *peers]]
 
     # -- sealed copies ----------------------------------------------------------------------------------------------
     def put_sealed_copy(self, node: str, generation: int, blob: bytes) -> None:
