@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The inventory of the running lab: one literal YAML file with the groups of a real site.
 
-One password is a template. testinfra does not render templates in connection variables, so every one of theirs is written out.
+One password is a template. testinfra does not render templates in connection variables, so those are written out.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ STORE_PATH = "/srv/dsm-store"
 TOOLS = "/opt/fortanix/standin/bin"
 
 RESTORE_FAMILIES: Mapping[str, list[dict[str, Any]]] = {
-    "script": [{"name": "restore", "argv": [f"{TOOLS}/restore-all", "--archive", "{path}"]}],
+    "script": [{"name": "restore", "argv": [f"{TOOLS}/restore-all", "--archive", "{archive}"]}],
     "steps": [
         {"name": "stop backend", "argv": [f"{TOOLS}/stop-backend"]},
-        {"name": "load database", "argv": [f"{TOOLS}/load-database", "--from", "{path}"]},
+        {"name": "load database", "argv": [f"{TOOLS}/load-database", "--from", "{archive}"]},
         {"name": "check unseal", "argv": [f"{TOOLS}/check-unseal"]},
         {"name": "start backend", "argv": [f"{TOOLS}/start-backend"]},
     ],
@@ -53,6 +53,7 @@ def render(
         "-o StrictHostKeyChecking=yes -o IdentitiesOnly=yes",
         "dsm_config_path": CONFIG_PATH,
         "dsm_api_ca": str(state / "tls" / "ca.crt"),
+        "dsm_node_api_ca": "/etc/standin/tls/ca.crt",
         "dsm_service_name": SERVICE_NAME,
         "dsm_service_address": SERVICE_ADDRESS,
         "dsm_store_path": STORE_PATH,

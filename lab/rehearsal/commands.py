@@ -23,6 +23,7 @@ class CommandFailed(Exception):
 
     def __init__(self, argv: list[str], rc: int, log: pathlib.Path) -> None:
         super().__init__(f"{' '.join(argv[:4])} ended with {rc}; all it said is in {log}")
+        self.rc = rc
         self.log = log
 
 
@@ -40,14 +41,14 @@ class Commands:
         """`lab/lab WORDS`; what it printed on stdout."""
         return self.run([str(LAB), *words], self._log(log))
 
-    def playbook(self, name: str, variables: dict[str, t.Any], log: str) -> list[dict[str, t.Any]]:
-        """Run one of the collection's playbooks by FQCN inside the lab; the evidence lines of its tasks."""
+    def playbook(self, playbook: str, variables: dict[str, t.Any], log: str) -> list[dict[str, t.Any]]:
+        """Run a playbook (a path, or one of the collection by FQCN) inside the lab; the evidence lines of its tasks."""
         path = self._log(log)
         evidence = path.with_suffix(".jsonl")
         argv = [str(LAB), "exec", str(CHECKOUT / ".venv" / "bin" / "ansible-playbook")]
         argv += ["--inventory", str(CHECKOUT / "build" / "lab" / "inventory.yml")]
         argv += ["--extra-vars", f"@{self.secrets}", "--extra-vars", json.dumps(variables)]
-        argv.append(f"kmsops.fortanix_dsm.{name}")
+        argv.append(playbook)
         with _Follower(evidence, self.progress):
             self.run(argv, path, {"KMSOPS_EVIDENCE": str(evidence), **ansible_environment()})
         return read_evidence(evidence)

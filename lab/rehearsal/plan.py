@@ -14,13 +14,17 @@ import time
 import typing as t
 from dataclasses import dataclass
 
-from rehearsal.commands import CHECKOUT, Commands, results
+import yaml
+
+from rehearsal.commands import CHECKOUT, CommandFailed, Commands, results
 
 WHEELS = CHECKOUT / "roles" / "backup_store" / "files" / "requirements.txt"
 STORE_PYTHON = "3.11"  # what the lab's hosts run
 PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+PROVE = CHECKOUT / "lab" / "rehearsal" / "prove.yml"
 DR_NODE = "dr1"
 HEALTHY_NODES = 3
+LAB_ALREADY_RUNNING = 3  # exit code of lab/lab up
 
 
 class NotProven(Exception):
@@ -74,9 +78,9 @@ class Plan:
         self._owner.parent.mkdir(parents=True, exist_ok=True)
         self._owner.write_text("This lab belongs to the rehearsal, which takes it down.\n", encoding="utf-8")
         try:
-            self.commands.lab("up", log="lab-up")
-        except BaseException:
-            if "already running" in _tail(self.commands.logs):
+            self.commands.lab("up", "--purpose", "make rehearsal", log="lab-up")
+        except CommandFailed as failure:
+            if failure.rc == LAB_ALREADY_RUNNING:
                 self.forget_lab()
             raise
         self.variables["dsm_store_wheelhouse"] = str(self._wheelhouse())
@@ -128,7 +132,8 @@ class Plan:
         """Power off, without a word, every member and the host that backups were delivered to."""
         hosts = [*self._hosts("dsm_nodes"), *self._hosts("dsm_backup_sources")]
         self.disaster_at, self.disaster_clock = time.time(), time.monotonic()
-        self.commands.lab("power", "cut", *hosts, log="power-cut")
+        for host in hosts:
+            self.commands.lab("power", "cut", host, log=f"power-cut-{host}")
         return {"power_cut": hosts, "at": self.disaster_at}
 
     def fail_over(self) -> t.Any:
@@ -148,13 +153,43 @@ class Plan:
 
     def open_service(self) -> t.Any:
         """The gate of the service: production is dead, the name leads here, the canary answers through it."""
-        evidence = self._play("open_service", dsm_confirm=DR_NODE)
+        evidence = self._play("fail_over", dsm_confirm=DR_NODE, dsm_open_service=True)
         return {"through_the_name": _canary("the service name", _last(results(evidence, "canary"), "proofs"))}
 
     def prove(self) -> t.Any:
         """Every canary and every known ciphertext, through every node; and who is in the cluster now."""
-        evidence = self._play("prove")
-        raise NotProven(str(len(evidence)))
+        evidence = self.commands.playbook(str(PROVE), self.variables, log="prove")
+        cluster = _last(results(evidence, "cluster_info"), "cluster")["cluster"]
+        health = {
+            one["name"]: one["state"] for one in _last(results(evidence, "health_info"), "endpoints")["endpoints"]
+        }
+        canaries = [
+            {**_canary(entry["host"], entry["result"]), "proved": all(entry["result"]["proofs"].values())}
+            for entry in evidence
+            if entry.get("action") == "kmsops.fortanix_dsm.canary" and entry["kind"] == "ok"
+        ]
+        nodes = [
+            {
+                "name": node["name"],
+                "ready": node["ready"],
+                "datacenter": node["datacenter"],
+                "health": health.get(node["name"]),
+            }
+            for node in cluster["nodes"]
+        ]
+        known = json.loads(self.commands.lab("load", "--prove", *health, log="decrypt"))
+        self.findings["cluster_after"] = {"fingerprint": cluster["fingerprint"], "nodes": nodes}
+        self.findings["canaries"] = canaries
+        self.findings["known_ciphertexts"] = {"known": known["known"], "decrypted": known["decrypted"]}
+        self.findings["recovery_time_seconds"] = round(time.monotonic() - self.disaster_clock, 1)
+        healthy = [node for node in nodes if node["ready"] and node["health"] == "full"]
+        if len(healthy) < HEALTHY_NODES:
+            raise NotProven(f"{len(healthy)} healthy node(s) afterwards instead of {HEALTHY_NODES}: {nodes}")
+        if len(canaries) < HEALTHY_NODES or not all(canary["proved"] for canary in canaries):
+            raise NotProven(f"not every canary is proved through every node: {canaries}")
+        if not known["known"] or known["decrypted"] != known["known"]:
+            raise NotProven(f"{known['decrypted']} of {known['known']} known ciphertexts could be decrypted")
+        return {"nodes": nodes, "canaries": canaries, "known_ciphertexts": known}
 
     # Helpers
 
@@ -168,11 +203,9 @@ class Plan:
         self._owner.unlink(missing_ok=True)
 
     def _play(self, name: str, **variables: t.Any) -> list[dict[str, t.Any]]:
-        return self.commands.playbook(name, {**self.variables, **variables}, log=name)
+        return self.commands.playbook(f"kmsops.fortanix_dsm.{name}", {**self.variables, **variables}, log=name)
 
     def _hosts(self, group: str) -> list[str]:
-        import yaml
-
         with open(CHECKOUT / "build" / "lab" / "inventory.yml", encoding="utf-8") as stream:
             return sorted(yaml.safe_load(stream)["all"]["children"][group]["hosts"])
 
@@ -202,14 +235,14 @@ def _last(found: list[dict[str, t.Any]], key: str) -> dict[str, t.Any]:
 
 
 def _canary(where: str, result: dict[str, t.Any]) -> dict[str, t.Any]:
-    return {"through": where, "sequence": result["sequence"], "written_at": result["written_at"], "proofs": result["proofs"]}
+    return {
+        "through": where,
+        "sequence": result["sequence"],
+        "written_at": result["written_at"],
+        "proofs": result["proofs"],
+    }
 
 
 def _moment(text: str) -> float:
     """An ISO time in UTC as seconds since the epoch."""
     return calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S"))
-
-
-def _tail(logs: pathlib.Path) -> str:
-    newest = max(logs.glob("*.log"), key=lambda path: path.stat().st_mtime, default=None)
-    return newest.read_text(encoding="utf-8", errors="replace")[-2000:] if newest else ""

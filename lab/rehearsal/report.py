@@ -83,7 +83,8 @@ class Report:
         lines = [
             "# Rehearsal of the disaster plan",
             "",
-            f"**{data['verdict'].upper()}** ({data['reason']}). Started {data['started']}, took {human(data['seconds'])}.",
+            f"**{data['verdict'].upper()}** ({data['reason']}).",
+            f"Started {data['started']}, took {human(data['seconds'])}.",
             "",
             f"> {data['stand_in']}",
             "",
