@@ -5,15 +5,30 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-from labctl import hosts, namespaces, network, paths, prerequisites, report, site, state
+from labctl import (
+    clock,
+    disks,
+    faults,
+    hosts,
+    namespaces,
+    network,
+    paths,
+    prerequisites,
+    production,
+    report,
+    selftest,
+    site,
+    state,
+)
 from labctl.errors import LabError, NotRoot, UsageError
 from labctl.podman import environ
 from labctl.progress import Progress
-from labctl.topology import CONTROLLER_NAMESPACE, Topology, profiles
+from labctl.topology import CONTROLLER_NAMESPACE, Host, Topology, profiles
 
 Action = Callable[[argparse.Namespace], int]
 _EXIT_CODES = (
@@ -88,6 +103,31 @@ def parser() -> argparse.ArgumentParser:
     add("unisolate-host", _unisolate_host, "end the isolation of a host").add_argument("host")
     text = "lead the service address to a DSM host, or to none"
     add("service-address", _service_address, text).add_argument("host")
+
+    fault = add("fault", _fault, "make the stand-in misbehave, or let it behave again")
+    fault.add_argument("what", choices=["set", "clear", "list"])
+    fault.add_argument("name", nargs="?")
+    fault.add_argument("parameters", nargs="*", metavar="name=value")
+    fault.add_argument("--node", metavar="HOST", help="one host only (else every DSM host)")
+    add("approve", _approve, "approve a host that waits for Secure Node Join").add_argument("host")
+    secure = add("secure-join", _secure_join, "let joins wait for an approval (Secure Node Join), or not")
+    secure.add_argument("what", choices=["on", "off", "list"])
+    load = add("load", _load, "fill production with accounts, keys and canaries; arguments go to lab/standin/load")
+    load.add_argument("argv", nargs=argparse.REMAINDER, metavar="ARGUMENT")
+    clock_ = add("clock", _clock, "move the clock of a host's services and sudo commands (+1d, -3h), or reset it")
+    clock_.add_argument("host")
+    clock_.add_argument("offset", help="+1d, -3h, +90s, or reset")
+    disk = add("disk-full", _disk_full, "fill the disk that backups land on (landing or store), or empty it again")
+    disk.add_argument("host")
+    disk.add_argument("--leave", type=int, default=0, metavar="BYTES", help="how much stays free (0)")
+    disk.add_argument("--clear", action="store_true", help="give the space back")
+    text = "a new owner epoch: the host's platform identity changes, nothing else does"
+    add("epoch-reset", _epoch_reset, text).add_argument("host")
+    text = "another machine under the same name and address: empty disk, new serial number, platform and host key"
+    add("hardware-replace", _hardware_replace, text).add_argument("host")
+    proof = add("selftest", _selftest, "prove the lab's promises; one line for each, needs the lab to be down")
+    proof.add_argument("--only", action="append", metavar="NAME", help="this proof only (may be repeated)")
+    proof.add_argument("--list", action="store_true", help="show the names of the proofs")
     return root
 
 
@@ -254,3 +294,86 @@ def _service_address(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{target.name} is no DSM host", f"take one of {names}, or none")
     network.lead_service_to(topology, target)
     return 0
+
+
+def _fault(arguments: argparse.Namespace) -> int:
+    topology = _topology()
+    targets = [topology.host(arguments.node)] if arguments.node else list(topology.dsm_hosts)
+    if arguments.what == "list":
+        for host in targets:
+            for name, parameters in faults.active(host).items():
+                print(f"{host.name}  {name}  {json.dumps(parameters)}")
+    elif arguments.what == "clear":
+        faults.clear(targets, arguments.name)
+    elif arguments.name is None or "=" in arguments.name:
+        raise UsageError("the name of the fault is missing", "lab/lab fault set NAME [--node HOST] [name=value...]")
+    else:
+        faults.set_fault(targets, arguments.name, faults.parameters(arguments.parameters))
+    return 0
+
+
+def _approve(arguments: argparse.Namespace) -> int:
+    topology = _topology()
+    host = topology.host(arguments.host)
+    sys.stdout.write(production.tool(production.healthy_member(topology), "approve-join", host.name))
+    return 0
+
+
+def _secure_join(arguments: argparse.Namespace) -> int:
+    member = production.healthy_member(_topology())
+    if arguments.what == "list":
+        sys.stdout.write(production.standin(member, "membership", "pending"))
+    else:
+        sys.stdout.write(production.tool(member, "secure-join", arguments.what))
+    return 0
+
+
+def _load(arguments: argparse.Namespace) -> int:
+    _topology()
+    program = paths.LAB / "standin" / "load"
+    argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
+    _become(namespaces.command(CONTROLLER_NAMESPACE, str(program), *argv))
+    return 1
+
+
+def _clock(arguments: argparse.Namespace) -> int:
+    host = _topology().host(arguments.host)
+    if arguments.offset == "reset":
+        clock.reset(host)
+    else:
+        clock.shift(host, arguments.offset)
+    return 0
+
+
+def _disk_full(arguments: argparse.Namespace) -> int:
+    host = _topology().host(arguments.host)
+    if arguments.clear:
+        disks.empty(host)
+    else:
+        disks.fill(host, arguments.leave)
+    return 0
+
+
+def _epoch_reset(arguments: argparse.Namespace) -> int:
+    hosts.epoch_reset(_dsm_host(arguments.host))
+    return 0
+
+
+def _hardware_replace(arguments: argparse.Namespace) -> int:
+    site.replace_hardware(_dsm_host(arguments.host))
+    return 0
+
+
+def _dsm_host(name: str) -> Host:
+    host = _topology().host(name)
+    if not host.is_dsm:
+        raise UsageError(f"{name} is no DSM host", "take a member, DR or spare host")
+    return host
+
+
+def _selftest(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        print("\n".join(selftest.names()))
+        return 0
+    prerequisites.require()
+    return selftest.run(arguments.only)

@@ -15,9 +15,9 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from labctl import inventory, namespaces, paths, tls
+from labctl import disks, inventory, namespaces, paths, tls
 from labctl.errors import LabError
-from labctl.podman import LABEL, containers, podman
+from labctl.podman import LABEL, containers, in_container, podman
 from labctl.process import await_condition, each, run
 from labctl.topology import CONTROLLER_NAMESPACE, PREFIX, SERVICE_ADDRESS, SERVICE_NAME, Host, Topology
 
@@ -84,10 +84,8 @@ attestation:
 """
 
 
-def prepare(
-    topology: Topology, host: Host, authority: tls.Authority, material: Mapping[str, Any], replaced: int
-) -> str:
-    """Lays ready everything that the host takes over at its first boot; returns its SSH host key (public)."""
+def prepare(topology: Topology, host: Host, authority: tls.Authority, material: Mapping[str, Any]) -> None:
+    """Lays ready everything that the host takes over at its first boot."""
     place = directory(host)
     standin = place / "etc-standin"
     seed = standin / "seed"
@@ -96,11 +94,10 @@ def prepare(
     seed.chmod(0o700)
     faults_directory(host).mkdir()
     files = seed / "files"
-    public = new_key(files / "etc/ssh/ssh_host_ed25519_key", f"root@{host.name}")
+    new_host_key(host)
     write(files / "home/administrator/.ssh/authorized_keys", f"{material['login_key']}\n", 0o600)
     (files / "home/administrator/.ssh").chmod(0o700)
     if host.is_dsm:
-        write_node(host, topology.profile, replaced)
         (standin / "tls").mkdir()
         authority.write(standin / "tls" / "ca.crt")
         names, addresses = [host.name, SERVICE_NAME], [host.address, SERVICE_ADDRESS]
@@ -115,10 +112,24 @@ def prepare(
             f"#!/bin/sh\ninstall -d -o administrator -g administrator -m 0750 {inventory.STORE_PATH}\n",
             0o700,
         )
-    return public
 
 
-def write_node(host: Host, profile: str, replaced: int) -> None:
+def _host_key_file(host: Host) -> Path:
+    return directory(host) / "etc-standin/seed/files/etc/ssh/ssh_host_ed25519_key"
+
+
+def new_host_key(host: Host) -> None:
+    """Makes the SSH host key that the host takes over at its first boot."""
+    new_key(_host_key_file(host), f"root@{host.name}")
+
+
+def host_key(host: Host) -> str:
+    """The public SSH host key of a host, as known_hosts has it: type and key."""
+    text = _host_key_file(host).with_suffix(".pub").read_text(encoding="ascii")
+    return " ".join(text.split()[:2])
+
+
+def write_node(host: Host, profile: str, replaced: int, version: str = VERSIONS[0]) -> None:
     """Writes node.json of a DSM host in place (it is mounted)."""
     node = {
         "name": host.name,
@@ -126,7 +137,7 @@ def write_node(host: Host, profile: str, replaced: int) -> None:
         "prefix": PREFIX,
         "site": host.site.name,
         "serial": host.serial(replaced),
-        "version": VERSIONS[0],
+        "version": version,
         "versions": list(VERSIONS),
         "profile": profile,
     }
@@ -167,6 +178,9 @@ def start(host: Host, caches: Caches) -> None:
             (STANDIN_CODE, "/opt/standin/standin", "ro"),
             (faults_directory(host), "/var/lib/standin-faults", "rw"),
         ]
+    own_disk = disks.directory_of(host)
+    if own_disk is not None:
+        mounts.append((disks.mount_point(host), own_disk, "rw"))
     volumes = [part for source, target, mode in mounts for part in ("--volume", f"{source}:{target}:{mode}")]
     podman(
         "run", "--detach", "--pull=never", "--name", host.container, "--hostname", host.name, "--label", LABEL,
@@ -187,6 +201,10 @@ def await_ssh(hosts: tuple[Host, ...], *, timeout: float = 60.0) -> None:
         )
 
     each(hosts, one)
+
+
+def remove(host: Host) -> None:
+    podman("rm", "--force", "--time", "0", "--volumes", host.container)
 
 
 def remove_all() -> None:
@@ -213,3 +231,9 @@ def power(host: Host, action: str) -> None:
 
 def password_hash(password: str) -> str:
     return run(["openssl", "passwd", "-6", "-stdin"], stdin=password).stdout.strip()
+
+
+def epoch_reset(host: Host) -> None:
+    """Gives the host another platform identity, as a reset of the owner epoch does; its data stays where it is."""
+    script = "rm -rf /var/lib/standin-platform/* && systemctl try-restart standin-api standin-membership"
+    in_container(host.container, ["/bin/sh", "-c", script])

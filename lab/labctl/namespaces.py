@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
@@ -74,6 +75,16 @@ def inside(name: str, action: Callable[[], Result]) -> Result:
     if failure:
         raise failure[0]
     return result[0]
+
+
+def processes(networks: set[int]) -> list[int]:
+    """The processes that stand in one of these networks (inode numbers of namespaces)."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (place / "ns" / "net").stat().st_ino in networks:
+                found.append(int(place.name))
+    return found
 
 
 def answers(name: str, address: str, port: int, *, timeout: float = 1.0) -> bool:

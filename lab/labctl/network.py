@@ -22,6 +22,7 @@ from labctl.topology import (
     CONTROLLER_NAMESPACE,
     CONTROLLER_SITE,
     NETWORK,
+    OUTSIDE_NAMESPACE,
     PREFIX,
     SERVICE_ADDRESS,
     WAN_NAMESPACE,
@@ -132,6 +133,12 @@ def present() -> list[str]:
     if not directory.is_dir():
         return []
     return sorted(path.name for path in directory.iterdir() if path.name.startswith(PREFIX_OF_NAMES))
+
+
+def inodes() -> set[int]:
+    """The identities of the hosts' networks, by which the kernel knows who stands in them."""
+    others = (OUTSIDE_NAMESPACE, CONTROLLER_NAMESPACE)
+    return {paths.namespace(name).stat().st_ino for name in present() if name not in others}
 
 
 def remove() -> None:

@@ -48,17 +48,27 @@ def environ() -> dict[str, str]:
 
 
 def podman(
-    *argv: str, timeout: float = 60.0, check: bool = True, stdin: str | None = None
+    *argv: str,
+    timeout: float = 60.0,
+    check: bool = True,
+    stdin: str | None = None,
+    secrets: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    return run(["podman", *argv], timeout=timeout, check=check, stdin=stdin, environ=environ())
+    return run(["podman", *argv], timeout=timeout, check=check, stdin=stdin, environ=environ(), secrets=secrets)
 
 
 def in_container(
-    container: str, argv: Sequence[str], *, timeout: float = 60.0, check: bool = True, stdin: str | None = None
+    container: str,
+    argv: Sequence[str],
+    *,
+    timeout: float = 60.0,
+    check: bool = True,
+    stdin: str | None = None,
+    secrets: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command as root inside a container."""
     flags = ["-i"] if stdin is not None else []
-    return podman("exec", *flags, container, *argv, timeout=timeout, check=check, stdin=stdin)
+    return podman("exec", *flags, container, *argv, timeout=timeout, check=check, stdin=stdin, secrets=secrets)
 
 
 def containers() -> dict[str, str]:

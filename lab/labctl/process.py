@@ -26,8 +26,18 @@ def run(
     stdin: str | None = None,
     cwd: str | None = None,
     environ: Mapping[str, str] | None = None,
+    secrets: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end (``timeout`` in seconds). Raises LabError with the end of its output when it fails."""
+    """Runs a command to its end (``timeout`` in seconds). Raises LabError with the end of its output when it fails.
+
+    ``secrets`` are texts that no message may show.
+    """
+
+    def shown(text: str) -> str:
+        for secret in secrets:
+            text = text.replace(secret, "********")
+        return text
+
     try:
         done = subprocess.run(
             list(argv),
@@ -44,10 +54,10 @@ def run(
     except FileNotFoundError as error:
         raise MissingPrerequisite(f"command {argv[0]} is not there", "lab/lab prerequisites") from error
     except subprocess.TimeoutExpired as error:
-        raise LabError(f"`{shlex.join(argv)}` did not end within {timeout:g} s") from error
+        raise LabError(f"`{shown(shlex.join(argv))}` did not end within {timeout:g} s") from error
     if check and done.returncode != 0:
         words = (done.stderr.strip() or done.stdout.strip())[-2000:]
-        raise LabError(f"`{shlex.join(argv)}` failed with exit code {done.returncode}: {words}")
+        raise LabError(f"`{shown(shlex.join(argv))}` failed with exit code {done.returncode}: {shown(words)}")
     return done
 
 

@@ -43,10 +43,29 @@ def _form(topology: Topology, first: Host, others: list[Host], progress: Progres
     progress.say(f"{first.name} serves; {', '.join(host.name for host in others)}: sdkms-cluster join")
     token = in_container(first.container, [*_KUBE, "kubeadm", "token", "create"]).stdout.strip()
     join = ["sdkms-cluster", "join", f"--peer={first.address}", f"--token={token}"]
-    each(others, lambda host: in_container(host.container, join, timeout=300))
+    each(others, lambda host: in_container(host.container, join, timeout=300, secrets=[token]))
     network.lead_service_to(topology, first)
     await_health(topology.members, "all", timeout=120)
     progress.say("every member answers healthy for all")
+
+
+def standin(host: Host, module: str, *argv: str, timeout: float = 60.0) -> str:
+    """Runs one of the stand-in's own commands on a host, as root, and returns what it prints."""
+    command = ["env", "PYTHONPATH=/opt/standin", "python3", "-m", f"standin.{module}", *argv]
+    return in_container(host.container, command, timeout=timeout).stdout
+
+
+def tool(host: Host, name: str, *argv: str, timeout: float = 60.0) -> str:
+    """Runs one of the lab's own commands around the stand-in on a host, as root, and returns what it prints."""
+    return in_container(host.container, [f"{inventory.TOOLS}/{name}", *argv], timeout=timeout).stdout
+
+
+def healthy_member(topology: Topology) -> Host:
+    """A member that answers plain health. Raises LabError if there is none."""
+    for host in topology.members:
+        if health(host, "plain") == 204:
+            return host
+    raise LabError("no member of production is healthy", "look with lab/lab status")
 
 
 def health(host: Host, question: str, *, timeout: float = 3.0) -> int | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from labctl import faults, namespaces, network, production
+from labctl import disks, faults, namespaces, network, production
 from labctl.podman import containers
 from labctl.process import each
 from labctl.state import State
@@ -31,6 +31,7 @@ def gather(current: State, topology: Topology) -> dict[str, Any]:
             "service": service == host.address,
             "isolated": host.address in isolated,
             "unplugged": not network.plugged(host),
+            "disk_full": disks.is_full(host),
             "faults": sorted(faults.active(host)),
         }
 
@@ -67,7 +68,7 @@ def as_table(current: State, topology: Topology) -> str:
     found = gather(current, topology)
     rows = [("HOST", "ROLE", "SITE", "ADDRESS", "POWER", "SSH", "HEALTH", "NOTES")]
     for host in found["hosts"]:
-        notes = [word for word in ("service", "isolated", "unplugged") if host[word]]
+        notes = [word for word in ("service", "isolated", "unplugged", "disk_full") if host[word]]
         notes += [f"fault:{name}" for name in host["faults"]]
         ssh = "yes" if host["ssh"] else "no"
         rows.append(

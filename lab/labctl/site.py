@@ -8,16 +8,31 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from labctl import cache, cassandra, hosts, image, inventory, kube, namespaces, network, paths, production, state, tls
+from labctl import (
+    cache,
+    cassandra,
+    disks,
+    hosts,
+    image,
+    inventory,
+    kube,
+    namespaces,
+    network,
+    paths,
+    production,
+    state,
+    tls,
+)
 from labctl.errors import AlreadyRunning, LabError
 from labctl.podman import containers
-from labctl.process import each
+from labctl.process import await_condition, each
 from labctl.progress import Progress
 from labctl.state import Finding, State
-from labctl.topology import Topology, load
+from labctl.topology import CONTROLLER_NAMESPACE, Host, Topology, load
 
 COMMAND = paths.LAB / "lab"
 INVENTORY_COPY = paths.CHECKOUT / "build" / "lab" / "inventory.yml"
@@ -37,7 +52,7 @@ def topology_of(current: State) -> Topology:
 
 def remains() -> list[str]:
     """What of a lab is on this machine."""
-    return [*containers(), *(f"namespace {name}" for name in network.present())]
+    return [*containers(), *(f"namespace {name}" for name in network.present()), *disks.mounted()]
 
 
 def find(current: State | None) -> Finding:
@@ -68,6 +83,7 @@ def up(profile: str, *, bare: bool, purpose: str, progress: Progress) -> State:
         network.create(topology)
         _prepare(topology)
         progress.say("booting the hosts")
+        each([host for host in topology.hosts if disks.directory_of(host)], disks.create)
         each(topology.hosts, lambda host: hosts.start(host, caches))
         hosts.await_ssh(topology.hosts)
         progress.say("every host answers by SSH")
@@ -106,10 +122,20 @@ def down(progress: Progress) -> None:
 
 
 def _remove() -> None:
+    networks = network.inodes()
     hosts.remove_all()
+    await_condition("the end of every process on the hosts", lambda: _all_ended(networks), timeout=30)
     network.remove()
+    disks.remove()
     shutil.rmtree(paths.STATE, ignore_errors=True)
     INVENTORY_COPY.unlink(missing_ok=True)
+
+
+def _all_ended(networks: set[int]) -> bool:
+    left = namespaces.processes(networks)
+    if left:
+        raise LabError(f"still there: {', '.join(map(str, left))}", "end them, then lab/lab down again")
+    return True
 
 
 def _prepare(topology: Topology) -> None:
@@ -128,22 +154,44 @@ def _prepare(topology: Topology) -> None:
         "delivery_key": (place / "delivery_ed25519").read_text(encoding="ascii"),
         "landing_password_hash": hosts.password_hash(password),
     }
-    keys = {host.name: hosts.prepare(topology, host, authority, material, 0) for host in topology.hosts}
-    bare_keys = {name: " ".join(line.split()[:2]) for name, line in keys.items()}
-    lines = [f"{host.name},{host.address} {bare_keys[host.name]}" for host in topology.hosts]
-    hosts.write(place / "known_hosts", "\n".join(lines) + "\n")
+    for host in topology.hosts:
+        hosts.prepare(topology, host, authority, material)
     hosts.write(place / "hosts", hosts.hosts_file(topology))
+    _introduce(topology, {})
+
+
+def _introduce(topology: Topology, replaced: Mapping[str, int]) -> None:
+    """Writes down who the hosts are: node.json, known_hosts and the inventory. Written in place, they are mounted."""
+    for host in topology.dsm_hosts:
+        hosts.write_node(host, topology.profile, replaced.get(host.name, 0))
+    keys = {host.name: hosts.host_key(host) for host in topology.hosts}
+    lines = [f"{host.name},{host.address} {keys[host.name]}" for host in topology.hosts]
+    hosts.write(paths.STATE / "known_hosts", "\n".join(lines) + "\n")
     text = inventory.render(
         topology,
-        state=place,
+        state=paths.STATE,
         command=COMMAND,
-        host_keys=bare_keys,
-        serials={host.name: host.serial() for host in topology.hosts},
+        host_keys=keys,
+        serials={host.name: host.serial(replaced.get(host.name, 0)) for host in topology.hosts},
     )
-    hosts.write(place / "inventory.yml", text, 0o600)
+    hosts.write(paths.STATE / "inventory.yml", text, 0o600)
     hosts.write(INVENTORY_COPY, text, 0o600)
 
 
+def replace_hardware(host: Host) -> None:
+    """Puts another machine in the place of a host: an empty disk, another serial number, platform and host key."""
+    current = state.running()
+    topology = topology_of(current)
+    replaced = {**(current.replaced or {}), host.name: (current.replaced or {}).get(host.name, 0) + 1}
+    caches = build(Progress(quiet=True))
+    hosts.remove(host)
+    hosts.new_host_key(host)
+    _introduce(topology, replaced)
+    state.save(replace(current, replaced=replaced))
+    hosts.start(host, caches)
+    hosts.await_ssh((host,))
+
+
 def require_namespace() -> None:
-    if not namespaces.exists("lab-ctl"):
+    if not namespaces.exists(CONTROLLER_NAMESPACE):
         raise LabError("the lab's network is gone", "lab/lab down, then lab/lab up")
