@@ -13,17 +13,15 @@ import os
 import re
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Mapping, Sequence
 
 from ._api import Api
-from ._core import membership, restore_plan
+from ._core import restore_plan
 from ._core.manifest import FileEntry, tree_digest
 from ._core.reasons import Reason, split
 from ._core.restore_plan import Candidate
 from ._errors import CommandFailed, Refused, TimedOut
 from ._files import read_json, write_json
-from ._node import resolve, try_connection
 from ._runner import Operations, fill_template
 
 ARTICLE = (
@@ -76,17 +74,6 @@ def choose(
             return candidate, accepted, passed_over
         passed_over.append({"id": candidate.id, "reasons": [reason.as_dict() for reason in standing]})
     return None, [], passed_over
-
-
-def isolation_reasons(isolation: Mapping[str, Any] | None, own: Sequence[str]) -> list[Reason]:
-    """Whether this host is cut off, probed now: production must stay silent, and the service must not lead here."""
-    wanted = isolation or {}
-    endpoints = wanted.get("production_endpoints") or []
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        probes = list(pool.map(lambda one: try_connection(one["address"], one["port"]), endpoints))
-    name, address = wanted.get("service_name") or "", wanted.get("service_address")
-    leads_to = (resolve(name) if name else []) + ([address] if address else [])
-    return membership.isolation_reasons(probes, name, leads_to, own)
 
 
 def staged_reasons(candidate: Candidate, data_path: str, factor: float) -> list[Reason]:

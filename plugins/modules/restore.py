@@ -78,30 +78,6 @@ options:
         type: list
         elements: str
         required: true
-  isolation:
-    description: What must not be reachable from here, and must not lead here.
-    type: dict
-    suboptions:
-      service_name:
-        description: Service name that clients use.
-        type: str
-      service_address:
-        description: Address of the service.
-        type: str
-      production_endpoints:
-        description: Addresses and ports of production that must not answer from here.
-        type: list
-        elements: dict
-        default: []
-        suboptions:
-          address:
-            description: Address.
-            type: str
-            required: true
-          port:
-            description: Port.
-            type: int
-            required: true
   expected_version:
     description: DSM release that this host must run, when a candidate does not say.
     type: str
@@ -117,22 +93,6 @@ options:
     description: How many times the size of the backup has to be free there.
     type: float
     default: 3
-  api_address:
-    description: Address of this host that its API listens on. The first of O(expected_addresses) when absent.
-    type: str
-  api_port:
-    description: Port of the API.
-    type: int
-    default: 443
-  api_host:
-    description: Name to verify in the API certificate. The address when absent.
-    type: str
-  ca_path:
-    description: A PEM file on this host of the authorities that may have signed the API certificate.
-    type: path
-  ca_pem:
-    description: The text of such a file, for a host that does not have it.
-    type: str
   health_timeout:
     description: How long to wait for the service after the last step, in seconds.
     type: float
@@ -149,6 +109,8 @@ extends_documentation_fragment:
   - kmsops.fortanix_dsm.kubeconfig
   - kmsops.fortanix_dsm.confirmed
   - kmsops.fortanix_dsm.accept
+  - kmsops.fortanix_dsm.isolation
+  - kmsops.fortanix_dsm.node.api
   - kmsops.fortanix_dsm.attributes
   - kmsops.fortanix_dsm.attributes.node
 attributes:
@@ -249,10 +211,15 @@ import os
 import time
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._api import Api, Endpoint
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._cluster import ClusterReader, ask_version
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._cluster import (
+    ClusterReader,
+    api_spec,
+    ask_version,
+)
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import restore_plan, testimony
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.reasons import Reason
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused, refuse_unless_accepted
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._isolation import isolation_spec, probe_isolation
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import (
     HostIdentity,
     Outcome,
@@ -269,14 +236,14 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._restore impor
     carry_out,
     choose,
     filled_steps,
-    isolation_reasons,
 )
 
-ENDPOINT = {"address": {"type": "str", "required": True}, "port": {"type": "int", "required": True}}
 ARGUMENT_SPEC = {
     **kubeconfig_spec(7200.0),
     **confirmed_spec(),
     **accept_spec(),
+    **isolation_spec(),
+    **api_spec(),
     "candidates": {
         "type": "list",
         "elements": "dict",
@@ -301,23 +268,10 @@ ARGUMENT_SPEC = {
             "argv": {"type": "list", "elements": "str", "required": True},
         },
     },
-    "isolation": {
-        "type": "dict",
-        "options": {
-            "service_name": {"type": "str"},
-            "service_address": {"type": "str"},
-            "production_endpoints": {"type": "list", "elements": "dict", "default": [], "options": ENDPOINT},
-        },
-    },
     "expected_version": {"type": "str"},
     "config": {"type": "path", "default": "/etc/dsm/config.yaml"},
     "data_path": {"type": "path", "default": "/var"},
     "free_factor": {"type": "float", "default": 3.0},
-    "api_address": {"type": "str"},
-    "api_port": {"type": "int", "default": 443},
-    "api_host": {"type": "str"},
-    "ca_path": {"type": "path"},
-    "ca_pem": {"type": "str"},
     "health_timeout": {"type": "float", "default": 600.0},
     "state_dir": {"type": "path", "default": "/var/lib/kmsops"},
 }
@@ -334,17 +288,18 @@ def body(shell: Shell) -> Outcome:
     ids = [candidate.id for candidate in candidates]
     if entry is not None and entry["state"] == restore_plan.RESTORED and entry["candidate"] in ids:
         return _outcome(journal, entry["candidate"], entry["candidate"], seconds=0.0, version=entry.get("version"))
-    address = params["api_address"] or [*params["expected_addresses"], *me.addresses, "127.0.0.1"][0]
-    endpoint = Endpoint(address.split("/")[0], params["api_port"], params["api_host"])
+    addresses = [params["api_address"], *params["expected_addresses"], *me.addresses, "127.0.0.1"]
+    endpoint = Endpoint(next(filter(None, addresses)).split("/")[0], params["api_port"], params["api_host"])
     api = Api(endpoint, params["ca_path"], ca_pem=params["ca_pem"])
     host = _host(shell, me, fingerprint, api)
     reasons = restore_plan.journal_reasons(entry, ids, [step["name"] for step in params["steps"]])
     reasons += restore_plan.host_reasons(host, testimony.read(params["testimony"]))
-    reasons += isolation_reasons(params["isolation"], me.addresses)
+    reasons += probe_isolation(params["isolation"], me.addresses)
     accepted = refuse_unless_accepted(reasons, params["accept"], f"Nothing was restored onto {me.name}.")
-    chosen, doubts, passed_over = choose(candidates, host, params)
-    if entry is not None:
-        chosen = next(candidate for candidate in candidates if candidate.id == entry["candidate"])
+    if entry is None:
+        chosen, doubts, passed_over = choose(candidates, host, params)
+    else:
+        chosen, doubts, passed_over = candidates[ids.index(entry["candidate"])], [], []
     if chosen is None:
         raise Refused(
             f"None of the {len(candidates)} candidates may be restored onto {me.name}.",
@@ -368,8 +323,10 @@ def body(shell: Shell) -> Outcome:
 
 def _host(shell: Shell, me: HostIdentity, fingerprint: str | None, api: Api) -> restore_plan.Host:
     nodes: tuple = ()
+    mine = {me.name, *me.addresses}
     if fingerprint is not None:
-        nodes = tuple(node.name for node in ClusterReader(shell.runner, shell.params["kubeconfig"]).nodes())
+        found = ClusterReader(shell.runner, shell.params["kubeconfig"]).nodes()
+        nodes = tuple(node.name if mine.isdisjoint({node.name, *node.addresses}) else me.name for node in found)
     role = shell.params["host_role"]
     marker = read_marker(os.path.join(shell.params["state_dir"], "trial.json"))
     return restore_plan.Host(me.name, role, me.serial, ask_version(api)[0], fingerprint, nodes, marker)

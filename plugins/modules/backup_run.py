@@ -1,0 +1,239 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_run
+short_description: Start one backup now, or wait for the next scheduled one
+version_added: 0.1.0
+author:
+  - The kmsops.fortanix_dsm contributors (@kmsops)
+description:
+  - Runs on a member. Tells when the snapshot of a backup started, and who was a member then. A backup can be opened by
+    a DR node for certain only if its snapshot started while that node was a member [inferred].
+  - How to start a backup by hand is not known in public. It is an argv template of the operator, run as a detached
+    operation. It has to end after the snapshot has begun.
+  - What the command prints is not looked at. Whether a backup arrived is for M(kmsops.fortanix_dsm.backup_ship) to say.
+options:
+  mode:
+    description:
+      - V(now) runs O(argv).
+      - V(cron) changes nothing and waits until the schedule fires. The snapshot starts some seconds after that, so keep
+        every member until the backup has arrived.
+    type: str
+    choices: [now, cron]
+    default: now
+  argv:
+    description: Command that starts a backup, as a list of words. C({kubeconfig}) and C({run_id}) may be used.
+    type: list
+    elements: str
+  article:
+    description: The vendor's article to name when O(argv) is missing.
+    type: str
+    default: Fortanix DSM Backup and Restore Using SCP (Password-Based or Passwordless), section on configuring backups
+  schedule:
+    description: With O(mode=cron), the schedule in UTC. Read from O(config) when absent.
+    type: str
+  config:
+    description: The C(config.yaml) to read the schedule from.
+    type: path
+    default: /etc/dsm/config.yaml
+  run_id:
+    description: Names the run. A second call of the same run attaches to a backup that is still being started.
+    type: str
+extends_documentation_fragment:
+  - kmsops.fortanix_dsm.kubeconfig
+  - kmsops.fortanix_dsm.attributes
+  - kmsops.fortanix_dsm.attributes.node
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+    details: Starting a backup changes no state that could be compared.
+  idempotent:
+    support: none
+    details: Every call is about a new backup.
+seealso:
+  - module: kmsops.fortanix_dsm.backup_config
+  - module: kmsops.fortanix_dsm.backup_ship
+"""
+
+EXAMPLES = r"""
+- name: Take a backup while the DR node is a member
+  kmsops.fortanix_dsm.backup_run:
+    argv: "{{ dsm_backup_now_argv }}"
+  register: backup_started
+
+- name: Wait for the next scheduled one
+  kmsops.fortanix_dsm.backup_run:
+    mode: cron
+    config: /etc/dsm/config.yaml
+    timeout: 4000
+"""
+
+RETURN = r"""
+snapshot_started:
+  description: UTC time that the snapshot started at or after. V(null) in check mode with O(mode=now).
+  returned: success
+  type: str
+  sample: "2026-11-22T00:10:00Z"
+snapshot_started_before:
+  description: UTC time that the snapshot had started by, as far as O(argv) keeps its promise. V(null) where not known.
+  returned: success
+  type: str
+  sample: "2026-11-22T00:10:04Z"
+trigger:
+  description: What started the backup, V(now) or V(cron).
+  returned: success
+  type: str
+  sample: now
+attached:
+  description: Whether an earlier call had started it already.
+  returned: success
+  type: bool
+members:
+  description: Nodes that were members and up both before and after, and no younger than the snapshot.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{name: dc1-n1, addresses: [192.0.2.11], host_id: 5d3c3f0e-55a8-4a7e-9d4e-0d1f3c2b1a00}]
+fingerprint:
+  description: Fingerprint of the cluster.
+  returned: success
+  type: str
+seconds:
+  description: How long it took.
+  returned: success
+  type: float
+"""
+
+import time
+from datetime import datetime, timedelta, timezone
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._cluster import ClusterReader
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._config_file import ConfigFile
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import config_text, cron
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.model import Cluster
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import CommandFailed, Refused
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import (
+    Outcome,
+    Shell,
+    kubeconfig_spec,
+    run_module,
+)
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._runner import fill_template
+
+ARTICLE = "Fortanix DSM Backup and Restore Using SCP (Password-Based or Passwordless), section on configuring backups"
+ARGUMENT_SPEC = {
+    **kubeconfig_spec(),
+    "mode": {"type": "str", "choices": ["now", "cron"], "default": "now"},
+    "argv": {"type": "list", "elements": "str"},
+    "article": {"type": "str", "default": ARTICLE},
+    "schedule": {"type": "str"},
+    "config": {"type": "path", "default": "/etc/dsm/config.yaml"},
+    "run_id": {"type": "str"},
+}
+OPERATION = "backup-now"
+
+
+def body(shell: Shell) -> Outcome:
+    """Read the members, start or wait, read the members again."""
+    params = shell.params
+    begun = time.monotonic()
+    reader = ClusterReader(shell.runner, params["kubeconfig"])
+    if params["mode"] == "now":
+        values = {"kubeconfig": params["kubeconfig"], "run_id": params["run_id"] or ""}
+        argv = fill_template(params["argv"], values, name="argv", article=params["article"])
+        before = reader.read()
+        started, by, attached = (None, None, False) if shell.check_mode else _start(shell, argv)
+    else:
+        firing = _next_firing(params)
+        before = reader.read()
+        started, by, attached = _text(firing), None, False
+        if not shell.check_mode:
+            _wait_until(firing)
+    after = before if shell.check_mode else reader.read()
+    return Outcome(
+        params["mode"] == "now",
+        snapshot_started=started,
+        snapshot_started_before=by,
+        trigger=params["mode"],
+        attached=attached,
+        members=_members(before, after, started),
+        fingerprint=after.fingerprint,
+        seconds=round(time.monotonic() - begun, 3),
+    )
+
+
+def _start(shell: Shell, argv: list) -> tuple[str, str, bool]:
+    done = shell.operations.start_or_attach(OPERATION, argv, timeout=shell.params["timeout"])
+    if done.rc != 0:
+        raise CommandFailed(
+            f"Starting the backup ended with {'no exit code' if done.rc is None else f'exit code {done.rc}'}.",
+            "BACKUP_NOT_STARTED",
+            "Read the output, and see whether a backup arrives all the same before starting another.",
+            rc=done.rc,
+            output_tail=done.output_tail,
+        )
+    return done.started_at, _text(datetime.now(timezone.utc)), done.attached
+
+
+def _next_firing(params: dict) -> datetime:
+    """The next firing, or a refusal when there is no schedule or the firing is too far away to wait for."""
+    text = params["schedule"]
+    try:
+        if text is None:
+            block = config_text.read_block(ConfigFile(params["config"], "").read(), "backup") or {}
+            text = str(block.get("cron_schedule") or "")
+        now = datetime.now(timezone.utc)
+        firing = cron.parse(text).next_after(now)
+    except ValueError as error:
+        raise Refused(
+            f"There is no schedule to wait for: {error}",
+            "SCHEDULE_INVALID",
+            "Give schedule, or configure the backups first (module backup_config).",
+        ) from error
+    if firing - now > timedelta(seconds=params["timeout"]):
+        raise Refused(
+            f"The next scheduled backup is at {_text(firing)}, which is more than {params['timeout']:g} s away.",
+            "TOO_FAR_AWAY",
+            "Raise timeout, or start one now (mode: now).",
+            next_firing=_text(firing),
+        )
+    return firing
+
+
+def _wait_until(moment: datetime) -> None:
+    """Until the clock says so, also when it is set meanwhile."""
+    while True:
+        left = (moment - datetime.now(timezone.utc)).total_seconds()
+        if left <= 0:
+            return
+        time.sleep(min(left, 5.0))
+
+
+def _members(before: Cluster, after: Cluster, started: str | None) -> list:
+    found = []
+    for member in after.members:
+        earlier = before.member(member.name)
+        young = started is not None and member.created and member.created > started
+        if earlier is not None and earlier.up(before.ring_known) and member.up(after.ring_known) and not young:
+            shown = member.as_dict()
+            found.append({key: shown[key] for key in ("name", "addresses", "host_id", "datacenter")})
+    return found
+
+
+def _text(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def main() -> None:
+    run_module(ARGUMENT_SPEC, body)
+
+
+if __name__ == "__main__":
+    main()
