@@ -223,6 +223,10 @@ class Store:
         )
         return bool(rows[0][0])
 
+    def places(self, table: str) -> list[tuple[str, str]]:
+        """Return (owner, id) of every row of a table."""
+        return [(row.owner, row.id) for row in self._read(f"SELECT owner, id FROM {KEYSPACE}.{table}")]
+
     def delete(self, table: str, owner: str, row_id: str) -> None:
         """Delete one row at QUORUM."""
         self._execute(f"DELETE FROM {KEYSPACE}.{table} WHERE owner = ? AND id = ?", (owner, row_id))
