@@ -143,7 +143,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-path:
+config:
   description: The file.
   returned: success
   type: str
@@ -255,7 +255,7 @@ def body(shell: Shell) -> Outcome:
         bool(rewrite or apply),
         before,
         after,
-        path=params["path"],
+        config=params["path"],
         previous=config.previous if os.path.exists(config.previous) or new != old else None,
         applied=bool(apply),
         accepted=[reason.code for reason in accepted],
