@@ -1,0 +1,321 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""The ledger: append-only events of one cluster, chained by hash, folded to what guards and people ask of it.
+
+One line of ``ledger.jsonl`` is one event. ``previous`` is the hash of the line before, so that nothing inside can be
+changed, removed or put in later without being seen. What is true now is a pure fold over the events; sequence decides
+what is newer, the clock never does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Iterable, Mapping, Sequence
+
+from .manifest import Sealed
+from .openability import Copy, classify
+from .strict import Checker, Invalid, Problem, canonical, digest, load, utc_seconds
+
+GENESIS = "0" * 64
+KINDS = (
+    "observed_members",
+    "joined",
+    "backup_started",
+    "shipped",
+    "verified",
+    "removed",
+    "set_aside",
+    "trial_created",
+    "restored",
+    "proved",
+    "expanded",
+    "trial_reset",
+    "fenced",
+    "accepted",
+)
+STATE_KINDS = frozenset(
+    ("joined", "removed", "set_aside", "trial_created", "restored", "expanded", "trial_reset", "fenced", "accepted")
+)
+_EVENT = {
+    "sequence": int,
+    "time": str,
+    "run_id": str,
+    "kind": str,
+    "subject": str,
+    "data": dict,
+    "previous": str,
+    "hash": str,
+}
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event; ``time`` is UTC text, ``hash`` the SHA-256 of all other fields in canonical form."""
+
+    sequence: int
+    time: str
+    run_id: str
+    kind: str
+    subject: str
+    data: Mapping[str, Any]
+    previous: str
+    hash: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The event as a plain object."""
+        return {name: getattr(self, name) for name in _EVENT}
+
+    def line(self) -> bytes:
+        """The event as one line of the file."""
+        return canonical(self.as_dict()) + b"\n"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a ledger file says. ``torn`` is an unfinished last line (a writer was killed): it never happened."""
+
+    events: tuple[Event, ...]
+    problems: tuple[Problem, ...]
+    torn: int
+
+    @property
+    def head(self) -> Event | None:
+        """The last event."""
+        return self.events[-1] if self.events else None
+
+
+def make(head: Event | None, *, time: str, run_id: str, kind: str, subject: str, data: Mapping[str, Any]) -> Event:
+    """The event that follows ``head`` (None: the first). Raises :class:`Invalid` for an unknown kind or a bad time."""
+    problems = kind_problems(kind, subject, data)
+    try:
+        utc_seconds(time)
+    except ValueError as error:
+        problems.append(Problem("WRONG_VALUE", str(error)))
+    if problems:
+        raise Invalid(problems)
+    fields: dict[str, Any] = {
+        "sequence": head.sequence + 1 if head else 1,
+        "time": time,
+        "run_id": run_id,
+        "kind": kind,
+        "subject": subject,
+        "data": dict(data),
+        "previous": head.hash if head else GENESIS,
+    }
+    return Event(hash=digest(fields), **fields)
+
+
+def kind_problems(kind: str, subject: str, data: Mapping[str, Any]) -> list[Problem]:
+    """What makes an event useless to the fold: unknown kind, no subject, data without what its kind needs."""
+    problems = []
+    if kind not in KINDS:
+        problems.append(Problem("WRONG_VALUE", f"kind {kind!r} is unknown; kinds are {', '.join(KINDS)}"))
+    if not subject:
+        problems.append(Problem("WRONG_VALUE", "subject is empty: name the node, backup or cluster that it is about"))
+    needed = {
+        "observed_members": ("members", "fingerprint"),
+        "restored": ("fingerprint", "backup"),
+        "proved": ("backup",),
+        "fenced": ("fingerprint",),
+        "accepted": ("fingerprint",),
+    }.get(kind, ())
+    problems.extend(
+        Problem("WRONG_VALUE", f"an event {kind} needs data.{name}") for name in needed if not data.get(name)
+    )
+    if kind == "restored" and not isinstance(data.get("drill"), bool):
+        problems.append(Problem("WRONG_VALUE", "data.drill of an event restored is true (drill) or false (disaster)"))
+    members = data.get("members", [])
+    if kind == "observed_members" and not (
+        isinstance(members, list) and all(isinstance(item, dict) and item.get("name") for item in members)
+    ):
+        problems.append(Problem("WRONG_VALUE", "data.members must be a list of objects with a name"))
+    return problems
+
+
+def read(data: bytes) -> Chain:
+    """All events of a ledger file as far as the chain holds, and what is wrong with the rest."""
+    events: list[Event] = []
+    problems: list[Problem] = []
+    complete, _newline, torn = data.rpartition(b"\n")
+    lines = complete.split(b"\n") if complete or _newline else []
+    previous = GENESIS
+    for number, line in enumerate(lines, 1):
+        try:
+            event = _event(line, number, previous)
+        except Invalid as error:
+            problems.extend(error.problems)
+            break
+        events.append(event)
+        previous = event.hash
+    return Chain(tuple(events), tuple(problems), len(torn))
+
+
+def _event(line: bytes, number: int, previous: str) -> Event:
+    check = Checker(f"ledger line {number}")
+    value = load(line, check.what)
+    if not check.keys(value, "the event", _EVENT):
+        check.done()
+    fields = {name: item for name, item in value.items() if name != "hash"}
+    if digest(fields) != value["hash"]:
+        check.add("CHAIN", "its hash does not match its content: it was changed")
+    if value["previous"] != previous:
+        check.add("CHAIN", "it does not follow the line before: something was removed or put in")
+    if value["sequence"] != number:
+        check.add("CHAIN", f"it carries sequence {value['sequence']}")
+    if value["kind"] not in KINDS:
+        check.add("UNKNOWN", f"kind {value['kind']!r} is unknown: written by a newer release?")
+    check.utc(value["time"], "time")
+    check.done()
+    return Event(**value)
+
+
+def repeated(events: Sequence[Event], run_id: str, kind: str, subject: str, data: Mapping[str, Any]) -> Event | None:
+    """The event that a re-run of the same task would write once more, or None: newest of its kind and subject, equal.
+
+    Events of state (a node joined, ...) are equal whatever run wrote them; evidence counts for its own run only.
+    """
+    for event in reversed(events):
+        if event.kind == kind and event.subject == subject:
+            same = canonical(dict(event.data)) == canonical(dict(data))
+            return event if same and (kind in STATE_KINDS or event.run_id == run_id) else None
+    return None
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What the events amount to."""
+
+    members: list[dict[str, Any]]
+    version: str
+    observed_at: str | None
+    production_fingerprint: str | None
+    generations: list[dict[str, Any]]
+    joins: dict[str, dict[str, Any]]
+    removed: dict[str, dict[str, Any]]
+    trials: dict[str, dict[str, Any]]
+    backups: dict[str, dict[str, Any]]
+    golden: list[dict[str, Any]]
+    proved: list[dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain objects for a module's result."""
+        return dict(self.__dict__)
+
+
+def fold(events: Iterable[Event]) -> Folded:
+    """The state after ``events``: last known members, fingerprint, joins, removals, trials, backups, golden pairs."""
+    state: dict[str, Any] = {"version": "", "observed_at": None, "fingerprint": None}
+    members: dict[str, dict[str, Any]] = {}
+    joins: dict[str, dict[str, Any]] = {}
+    removed: dict[str, dict[str, Any]] = {}
+    trials: dict[str, dict[str, Any]] = {}
+    backups: dict[str, dict[str, Any]] = {}
+    generations: list[dict[str, Any]] = []
+    proved: list[dict[str, Any]] = []
+    for event in events:
+        data = dict(event.data)
+        stamped = dict(data, sequence=event.sequence, recorded_at=event.time, run_id=event.run_id)
+        if event.kind == "observed_members":
+            members = {item["name"]: dict(item) for item in data["members"]}
+            state = {
+                "version": data.get("version") or state["version"],
+                "observed_at": event.time,
+                "fingerprint": data["fingerprint"],
+            }
+            if not generations:
+                generations.append(_generation(data["fingerprint"], event, None))
+        elif event.kind == "joined":
+            joins[event.subject] = stamped
+            removed.pop(event.subject, None)
+            members.setdefault(event.subject, {"name": event.subject, **_identity(data)})
+        elif event.kind in ("removed", "set_aside"):
+            removed.setdefault(event.subject, {}).update(stamped, kind=event.kind)
+            members.pop(event.subject, None)
+        elif event.kind == "restored":
+            if is_recovery(event):
+                if all(item["fingerprint"] != data["fingerprint"] for item in generations):
+                    generations.append(_generation(data["fingerprint"], event, data["backup"]))
+                state["fingerprint"] = data["fingerprint"]
+                members = {event.subject: {"name": event.subject, **_identity(data)}}
+        elif event.kind in ("fenced", "accepted"):
+            for item in generations:
+                if item["fingerprint"] == data.get("fingerprint"):
+                    item[event.kind] = True
+        elif event.kind == "expanded":
+            members.setdefault(event.subject, {"name": event.subject, **_identity(data)})
+        elif event.kind == "trial_created":
+            trials[event.subject] = dict(stamped, open=True)
+        elif event.kind == "trial_reset":
+            trials.setdefault(event.subject, {}).update(stamped, open=False)
+        elif event.kind == "shipped":
+            backups[event.subject] = dict(stamped, verdict="unverified")
+        elif event.kind == "verified" and event.subject in backups:
+            backups[event.subject].update(verdict=data.get("verdict", "failed"), verified_at=event.time)
+        elif event.kind == "proved":
+            proved.append(dict(stamped, node=event.subject))
+    return Folded(
+        members=list(members.values()),
+        version=state["version"],
+        observed_at=state["observed_at"],
+        production_fingerprint=state["fingerprint"],
+        generations=generations,
+        joins=joins,
+        removed=removed,
+        trials=trials,
+        backups=backups,
+        golden=_golden(backups),
+        proved=proved,
+    )
+
+
+def is_recovery(event: Event) -> bool:
+    """Whether an event gives the cluster a new generation: restored, and not for a drill."""
+    return event.kind == "restored" and event.data.get("drill") is False
+
+
+def _generation(fingerprint: str, event: Event, backup: str | None) -> dict[str, Any]:
+    return {
+        "fingerprint": fingerprint,
+        "sequence": event.sequence,
+        "backup": backup,
+        "fenced": False,
+        "accepted": backup is None,
+    }
+
+
+def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {"addresses": list(data.get("addresses") or []), "host_id": data.get("host_id") or ""}
+
+
+def _golden(backups: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every pair (backup, node) whose snapshot started while the node was a verified member, oldest first."""
+    golden = []
+    for backup_id, backup in backups.items():
+        for item in backup.get("sealed_for") or []:
+            sealed = Sealed(
+                node=item.get("node", ""),
+                platform_id=item.get("platform_id") or "",
+                version=item.get("version") or "",
+                joined_at=item.get("joined_at"),
+                member=bool(item.get("member")),
+            )
+            copy = Copy(backup_id, backup.get("snapshot_started"), backup.get("oldest_mtime"), (sealed,))
+            pair = classify(copy, sealed.node, platform_id=sealed.platform_id, version=sealed.version)
+            if pair.kind == "golden":
+                golden.append(
+                    {
+                        "id": backup_id,
+                        "node": sealed.node,
+                        "platform_id": sealed.platform_id,
+                        "version": sealed.version,
+                        "joined_at": sealed.joined_at,
+                        "snapshot_started": backup.get("snapshot_started"),
+                        "verdict": backup.get("verdict"),
+                        "sequence": backup.get("sequence"),
+                    }
+                )
+    return golden

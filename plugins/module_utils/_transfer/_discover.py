@@ -1,0 +1,316 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""What a source delivers: matches of a glob grouped into backups, without assuming names or formats (law 10).
+
+A backup may be a file, a directory, several files, or one directory a node. It is offered only when it is complete as
+far as that can be seen: not empty, nothing but regular files, and quiet for a while by the clock of its own host.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import posixpath
+import stat
+import time
+import typing as t
+from dataclasses import dataclass
+
+from .._core.manifest import path_problem
+from .._core.strict import digest
+from .._errors import DsmError, Reason, Refused
+from ._endpoint import Endpoint, Session
+from ._sftp import Attributes
+
+LAYOUTS = ("single", "per_node", "together")
+_WILD = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of ``sources``: an endpoint, an absolute path (its last parts may be globs) and a layout."""
+
+    endpoint: Endpoint
+    path: str
+    layout: str = "single"
+
+    @property
+    def label(self) -> str:
+        """``user@host:path`` for messages."""
+        return f"{self.endpoint.label}:{self.path}"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file of a backup: where it is at the source, and its path in the stored copy."""
+
+    source: str
+    path: str
+    attributes: Attributes
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One backup at a source. ``name`` is its path there (for people and for finding it again)."""
+
+    name: str
+    items: tuple[Item, ...]
+    reasons: tuple[Reason, ...]
+    parts: int = 1
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(item.attributes.size for item in self.items)
+
+    @property
+    def newest(self) -> int:
+        """The youngest mtime (s, clock of the source)."""
+        return max((item.attributes.mtime for item in self.items), default=0)
+
+    @property
+    def oldest(self) -> int:
+        """The eldest mtime (s, clock of the source)."""
+        return min((item.attributes.mtime for item in self.items), default=0)
+
+    def key(self, host: str) -> str:
+        """Identity of exactly these bytes at this place: host, name, and path, size and time of every file."""
+        files = [[item.path, item.attributes.size, item.attributes.mtime] for item in self.items]
+        return digest({"host": host, "name": self.name, "files": files})
+
+
+def expand(session: Session, pattern: str) -> list[str]:
+    """Absolute paths that match ``pattern`` part by part; hidden names only where that part starts with a dot."""
+    found = ["/"]
+    for part in [piece for piece in pattern.split("/") if piece]:
+        if not _WILD & set(part):
+            found = [posixpath.join(path, part) for path in found]
+            continue
+        matched: list[str] = []
+        for path in found:
+            try:
+                names = [name for name, _attributes in session.listdir(path)]
+            except OSError as error:
+                if len(found) == 1:
+                    raise _unlistable(path, error) from None
+                continue
+            matched.extend(
+                posixpath.join(path, name)
+                for name in names
+                if fnmatch.fnmatchcase(name, part) and (part.startswith(".") or not name.startswith("."))
+            )
+        found = matched
+    return found
+
+
+def _unlistable(path: str, error: OSError) -> Refused:
+    return Refused(
+        f"The directory {path} at the source cannot be listed: {error.strerror}.",
+        "SOURCE_UNREADABLE",
+        "Check the path of the source, and that its user may read it.",
+    )
+
+
+def check_pattern(source: Source) -> None:
+    """Refuse a path that is not absolute, climbs, holds control characters, or an unknown layout (code BAD_SOURCE)."""
+    why = ""
+    if not source.path.startswith("/"):
+        why = "it is not absolute"
+    elif path_problem(source.path.strip("/")):
+        why = f"it {path_problem(source.path.strip('/'))}"
+    elif source.layout not in LAYOUTS:
+        why = f"layout {source.layout!r} is not one of {', '.join(LAYOUTS)}"
+    if why:
+        raise Refused(
+            f"The source path {source.path!r} cannot be used: {why}.",
+            "BAD_SOURCE",
+            "Give an absolute path such as /home/dsmbackup/backup/*; wildcards are * ? and [...].",
+        )
+
+
+def discover(session: Session, source: Source, only: frozenset[str] = frozenset()) -> list[Unit]:
+    """All backups of a source, eldest first. With ``only``, units of other names are not walked again."""
+    check_pattern(source)
+    matches: list[tuple[str, Attributes]] = []
+    for path in expand(session, source.path):
+        try:
+            matches.append((path, session.lstat(path)))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise _unlistable(path, error) from None
+    paths = {path for path, _attributes in matches}
+    groups: dict[str, list[tuple[str, Attributes]]] = {}
+    for path, attributes in matches:
+        if stat.S_ISLNK(attributes.mode) and _alias(session, path, paths):
+            continue
+        if source.layout == "single":
+            group = path
+        elif source.layout == "per_node":
+            group = posixpath.dirname(path)
+        else:
+            group = source.path
+        groups.setdefault(group, []).append((path, attributes))
+    units = [_unit(session, name, group, source) for name, group in groups.items() if not only or name in only]
+    return sorted(units, key=lambda unit: (unit.newest, unit.name))
+
+
+def _alias(session: Session, path: str, matches: set[str]) -> bool:
+    """Whether a matched link (``latest -> sdkms_backup_...``) leads to another match, which counts for itself."""
+    try:
+        return session.realpath(path) in matches
+    except OSError:
+        return False
+
+
+def _unit(session: Session, name: str, group: t.Sequence[tuple[str, Attributes]], source: Source) -> Unit:
+    walk = _Walk(session)
+    for path, attributes in group:
+        base = path if source.layout == "single" and stat.S_ISDIR(attributes.mode) else posixpath.dirname(path)
+        walk.visit(path, attributes, base, path if stat.S_ISDIR(attributes.mode) else posixpath.dirname(path))
+    items = tuple(sorted(walk.items, key=lambda item: item.path))
+    reasons = walk.reasons
+    if not items and not reasons:
+        reasons.append(
+            Reason(
+                "EMPTY_DIRECTORY", f"{name} holds no file.", "Look at the backup job of the cluster: it did nothing."
+            )
+        )
+    elif items and sum(item.attributes.size for item in items) == 0:
+        reasons = [reason for reason in reasons if reason.code != "ZERO_LENGTH_PART"]
+        reasons.append(
+            Reason(
+                "ZERO_LENGTH",
+                f"{name} has zero bytes.",
+                "Look at the backup job of the cluster and at the disk it writes to; delete the empty delivery there.",
+            )
+        )
+    return Unit(name, items, tuple(reasons), len(group))
+
+
+class _Walk:
+    """Collects the files below one match."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.items: list[Item] = []
+        self.reasons: list[Reason] = []
+
+    def refuse(self, code: str, message: str, remedy: str, hard: bool = True) -> None:
+        self.reasons.append(Reason(code, message, remedy, hard))
+
+    def visit(self, path: str, attributes: Attributes, base: str, root: str) -> None:
+        """Take ``path`` if it is a regular file, everything below it if it is a directory; refuse anything else."""
+        relative = posixpath.relpath(path, base) if path != base else ""
+        problem = path_problem(relative) if relative else None
+        if problem:
+            self.refuse("BAD_NAME", f"{path!r}: its name {problem}.", "Rename it at the source.")
+        elif stat.S_ISREG(attributes.mode):
+            self._file(path, relative, attributes)
+        elif stat.S_ISDIR(attributes.mode):
+            self._directory(path, base, root)
+        elif stat.S_ISLNK(attributes.mode):
+            self._link(path, relative, root)
+        else:
+            self.refuse("NOT_A_FILE", f"{path} is a device, socket or pipe.", "Remove it from the source.")
+
+    def _file(self, path: str, relative: str, attributes: Attributes) -> None:
+        self.items.append(Item(path, relative, attributes))
+        if attributes.size == 0:
+            self.refuse(
+                "ZERO_LENGTH_PART",
+                f"{path} has zero bytes.",
+                "If it is meant to be empty, accept ZERO_LENGTH_PART.",
+                hard=False,
+            )
+
+    def _directory(self, path: str, base: str, root: str) -> None:
+        try:
+            entries = self.session.listdir(path)
+        except OSError as error:
+            self.refuse("SOURCE_UNREADABLE", f"{path} cannot be listed: {error.strerror}.", "Check its permissions.")
+            return
+        if not entries and path != root:
+            self.refuse(
+                "EMPTY_PART",
+                f"the directory {path} is empty.",
+                "If it is meant to be empty, accept EMPTY_PART.",
+                hard=False,
+            )
+        for name, attributes in entries:
+            self.visit(posixpath.join(path, name), attributes, base, root)
+
+    def _link(self, path: str, relative: str, root: str) -> None:
+        """A link to a regular file of the same backup is stored as that file; any other link is refused."""
+        try:
+            target = self.session.realpath(path)
+            attributes = self.session.lstat(target)
+            inside = target.startswith(self.session.realpath(root).rstrip("/") + "/")
+        except OSError:
+            target, inside, attributes = "nowhere", False, Attributes(0, 0, 0)
+        if inside and stat.S_ISREG(attributes.mode):
+            self._file(target, relative, attributes)
+        else:
+            self.refuse(
+                "SYMLINK_OUTSIDE",
+                f"{path} is a symbolic link to {target}, which is no file of this backup.",
+                "Remove the link at the source.",
+            )
+
+
+def settle(
+    session: Session, source: Source, units: t.Sequence[Unit], quiet: float, patience: float
+) -> tuple[list[Unit], list[tuple[Unit, Reason]]]:
+    """Units that nobody writes any more, and those that somebody does.
+
+    A unit is quiet when its youngest file is ``quiet`` seconds old by the clock of its own host and a second look, at
+    least one second later, finds the same files. Where that clock cannot be read, or the file claims to be from the
+    future, the unit must be seen unchanged for ``quiet`` seconds. Waits for that at most ``patience`` seconds.
+    """
+    started = time.monotonic()
+    clock = session.clock()
+    first_seen = {unit.name: (unit, started) for unit in units}
+    quiet_units: list[Unit] = []
+    waiting = {unit.name for unit in units}
+    age = {unit.name: clock - unit.newest if clock is not None else -1.0 for unit in units}
+    while waiting:
+        time.sleep(min(1.0, max(quiet, 0.05)))
+        now = time.monotonic()
+        found = {unit.name: unit for unit in discover(session, source, frozenset(waiting))}
+        for name in sorted(waiting):
+            if name not in found:
+                waiting.discard(name)
+                continue
+            seen, since = first_seen[name]
+            unit = found[name]
+            if unit.key("") != seen.key(""):
+                first_seen[name] = (unit, now)
+                age[name] = -1.0
+            elif now - since >= quiet or (age[name] >= 0 and age[name] + now - started >= quiet):
+                quiet_units.append(unit)
+                waiting.discard(name)
+        if waiting and now - started > patience:
+            break
+    growing = []
+    for name in sorted(waiting):
+        unit = first_seen[name][0]
+        growing.append(
+            (
+                unit,
+                Reason(
+                    "GROWING",
+                    f"{source.endpoint.label}:{name} is still being written (youngest change "
+                    f"{f'{max(0.0, clock - unit.newest):.0f} s' if clock is not None else 'an unknown time'} ago).",
+                    f"Run again when the delivery is complete; it must be quiet for {quiet:g} s (option quiet).",
+                ),
+            )
+        )
+    return sorted(quiet_units, key=lambda unit: (unit.newest, unit.name)), growing
+
+
+def tidy(error: DsmError, source: Source) -> Reason:
+    """The failure of a whole source as one reason among others."""
+    return Reason(error.code, f"{source.label}: {error.message}", error.remedy)

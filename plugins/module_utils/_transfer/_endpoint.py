@@ -1,0 +1,242 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""Where bytes come from: a local directory (drop box) or a host over SFTP, behind one small interface.
+
+An endpoint is a value (it can be handed to a forked worker, which then connects by itself); a session is one
+connection. Paths are absolute text; bytes that are not UTF-8 survive as surrogate escapes until somebody refuses them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+import typing as t
+from dataclasses import dataclass
+
+from .._errors import DsmError, Refused
+from ._sftp import Attributes, EndOfFile, ProtocolError, Sftp, Sink
+from ._ssh import Connection, SshTarget, connect
+
+_PIECE = 1 << 20
+
+
+class SourceChanged(DsmError):
+    """A file at the source is not what it was when it was listed."""
+
+    default_code = "SOURCE_CHANGED"
+
+
+class Session(t.Protocol):
+    """One open connection to an endpoint. File errors are OSError, a broken connection is ``ConnectionLost``."""
+
+    def lstat(self, path: str) -> Attributes:
+        """Attributes without following a symbolic link."""
+
+    def listdir(self, path: str) -> list[tuple[str, Attributes]]:
+        """Names and attributes (not followed) of a directory, sorted."""
+
+    def realpath(self, path: str) -> str:
+        """The canonical path."""
+
+    def clock(self) -> float | None:
+        """The clock of the host that the files are on (s since the epoch), None if it cannot be read."""
+
+    def read(self, path: str, expected: Attributes, offset: int, sink: Sink) -> None:
+        """Give the bytes from ``offset`` on, in order; :class:`SourceChanged` unless it is the expected file."""
+
+    def close(self) -> None:
+        """End the connection."""
+
+
+class Endpoint(t.Protocol):
+    """A place to read from."""
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+
+    @property
+    def host(self) -> str:
+        """The host's name as configured; empty: this host."""
+
+    def connect(self) -> Session:
+        """A new session."""
+
+
+@dataclass(frozen=True)
+class LocalEndpoint:
+    """Directories of this host."""
+
+    host: str = ""
+
+    @property
+    def label(self) -> str:
+        return "this host"
+
+    def connect(self) -> Session:
+        return LocalSession()
+
+
+@dataclass(frozen=True)
+class SftpEndpoint:
+    """A host over SFTP."""
+
+    target: SshTarget
+
+    @property
+    def host(self) -> str:
+        return self.target.host
+
+    @property
+    def label(self) -> str:
+        return self.target.label
+
+    def connect(self) -> Session:
+        return SftpSession(connect(self.target))
+
+
+def same_file(path: str, expected: Attributes, found: Attributes) -> None:
+    """Raise :class:`SourceChanged` unless ``found`` has the size and time that were listed, and is a regular file."""
+    if not stat.S_ISREG(found.mode) or (found.size, found.mtime) != (expected.size, expected.mtime):
+        raise changed(path, f"listed with {expected.size} bytes, now {found.size}")
+
+
+def changed(path: str, why: str) -> SourceChanged:
+    """The error for a file that is not what it was."""
+    return SourceChanged(
+        f"{path} changed while it was read ({why}).",
+        "SOURCE_CHANGED",
+        "It is still being written, or was replaced. Run again when the delivery is complete.",
+    )
+
+
+class LocalSession:
+    """Files of this host. A drop box may be hostile: nothing but the regular file that was listed is ever read."""
+
+    def lstat(self, path: str) -> Attributes:
+        found = os.lstat(path)
+        return Attributes(found.st_size, found.st_mode, int(found.st_mtime))
+
+    def listdir(self, path: str) -> list[tuple[str, Attributes]]:
+        return [(name, self.lstat(os.path.join(path, name))) for name in sorted(os.listdir(path))]
+
+    def realpath(self, path: str) -> str:
+        real = os.path.realpath(path)
+        os.lstat(real)
+        return real
+
+    def clock(self) -> float | None:
+        return time.time()
+
+    def read(self, path: str, expected: Attributes, offset: int, sink: Sink) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(descriptor)
+            same_file(path, expected, Attributes(found.st_size, found.st_mode, int(found.st_mtime)))
+            if os.readlink(f"/proc/self/fd/{descriptor}") != path:
+                raise changed(path, "a directory above it became a symbolic link")
+            while offset < expected.size:
+                piece = os.pread(descriptor, min(_PIECE, expected.size - offset), offset)
+                if not piece:
+                    raise changed(path, f"it ended after {offset} of {expected.size} bytes")
+                sink(offset, memoryview(piece))
+                offset += len(piece)
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        return
+
+
+class SftpSession:
+    """Files of another host."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sftp: Sftp = self._guarded(connection.open_sftp, close=True)
+
+    def _guarded(self, call: t.Callable[..., t.Any], *arguments: t.Any, close: bool = False) -> t.Any:
+        """Call, and tell an answer about a file (OSError with a number that SFTP knows) from a broken connection."""
+        try:
+            return call(*arguments)
+        except (EOFError, ProtocolError) as error:
+            raise self._connection.lost(error) from None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EACCES, errno.EIO):
+                raise
+            raise self._connection.lost(error) from None
+        except DsmError:
+            if close:
+                self._connection.close()
+            raise
+
+    def lstat(self, path: str) -> Attributes:
+        return t.cast(Attributes, self._guarded(self._sftp.lstat, path))
+
+    def listdir(self, path: str) -> list[tuple[str, Attributes]]:
+        return t.cast("list[tuple[str, Attributes]]", self._guarded(self._sftp.listdir, path))
+
+    def realpath(self, path: str) -> str:
+        return t.cast(str, self._guarded(self._sftp.realpath, path))
+
+    def clock(self) -> float | None:
+        return self._connection.clock()
+
+    def read(self, path: str, expected: Attributes, offset: int, sink: Sink) -> None:
+        self._guarded(self._read, path, expected, offset, sink)
+
+    def _read(self, path: str, expected: Attributes, offset: int, sink: Sink) -> None:
+        handle = self._sftp.open_read(path)
+        found = self._sftp.fstat(handle)
+        same_file(path, expected, found)
+        failure: list[BaseException] = []
+
+        def guarded_sink(position: int, piece: memoryview) -> None:
+            # The sink's own errors (a full store) must not look like errors of the connection.
+            try:
+                sink(position, piece)
+            except OSError as error:
+                failure.append(error)
+                raise _SinkFailed from None
+
+        try:
+            self._sftp.read(handle, offset, expected.size - offset, guarded_sink)
+        except _SinkFailed:
+            self._connection.close()
+            raise SinkError(failure[0]) from None
+        except EndOfFile:
+            raise changed(path, f"it ended before its {expected.size} bytes") from None
+        same_file(path, expected, self._sftp.fstat(handle))
+        self._sftp.close(handle)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class _SinkFailed(Exception):
+    """Leaves the pipeline."""
+
+
+class SinkError(Exception):
+    """The receiving side failed; ``cause`` is its OSError."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def check_local(path: str, store: str) -> None:
+    """Refuse a local source that contains the store or lies in it (code SOURCE_IS_STORE)."""
+    real, mine = os.path.realpath(path), os.path.realpath(store)
+    if os.path.commonpath([real, mine]) in (real, mine):
+        raise Refused(
+            f"The source {path} and the store {store} lie inside one another.",
+            "SOURCE_IS_STORE",
+            "Give the drop box a directory of its own, beside the store.",
+        )

@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""The catalogue of a store, for playbooks and for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing as t
+
+from .._core import ledger
+from .._core.openability import classify, copy_of
+from ._ship import describe
+from ._store import ClusterStore, Entry, identities
+
+
+def info(root: str, cluster_id: str, fingerprint: str) -> dict[str, t.Any]:
+    """Return values of ``backup_info``. Raises ``Refused`` (STORE_MISSING, UNKNOWN_CLUSTER) or ``Unreadable``."""
+    if cluster_id or fingerprint:
+        stores = [ClusterStore.require(root, cluster_id=cluster_id, fingerprint=fingerprint)]
+    else:
+        stores = [ClusterStore(root, identity) for identity in identities(root).values()]
+    backups: list[dict[str, t.Any]] = []
+    incoming: list[str] = []
+    clusters = []
+    for store in stores:
+        folded = ledger.fold(store.ledger.chain().events)
+        backups.extend(_described(store, entry, folded) for entry in store.entries())
+        incoming.extend(store.incoming())
+        clusters.append(
+            {
+                "cluster_id": store.identity.cluster_id,
+                "generations": [dataclasses.asdict(item) for item in store.identity.generations],
+            }
+        )
+    return {"clusters": clusters, "backups": backups, "incoming": incoming, "table": table(backups)}
+
+
+def _described(store: ClusterStore, entry: Entry, folded: ledger.Folded) -> dict[str, t.Any]:
+    record = folded.backups.get(entry.id, {})
+    verdict = record.get("verdict", "unverified") if entry.manifest else "failed"
+    common = {
+        "id": entry.id,
+        "cluster_id": store.identity.cluster_id,
+        "state": entry.state,
+        "published": entry.manifest is not None,
+        "verdict": verdict,
+        "verified": verdict == "ok",
+        "verified_at": record.get("verified_at"),
+        "reasons": [{"code": item.code, "message": item.message} for item in entry.problems],
+    }
+    if entry.manifest is None:
+        return common
+    described = describe(entry.manifest)
+    data = store.data_path(entry.id)
+    proved = frozenset((str(item.get("backup")), str(item.get("node"))) for item in folded.proved)
+    copy = copy_of(entry.manifest)
+    for pair in described["pairs"]:
+        pair["kind"] = classify(copy, pair["node"], proved=proved).kind
+    archive = described["archive"]
+    return {**described, **common, "path": os.path.join(data, archive) if archive else data}
+
+
+def table(backups: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
+    """Lines of a table: id, size, state, verdict, start of the snapshot, worth to each node."""
+    rows = [("BACKUP", "BYTES", "STATE", "VERDICT", "SNAPSHOT STARTED", "WORTH TO")]
+    for item in backups:
+        worth = ", ".join(f"{pair['node']}: {pair['kind']}" for pair in item.get("pairs", ()))
+        why = "; ".join(reason["message"] for reason in item["reasons"])
+        started = item.get("snapshot_started") or "unknown"
+        rows.append((item["id"], str(item.get("bytes", "-")), item["state"], item["verdict"], started, worth or why))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return ["  ".join([*(row[column].ljust(widths[column]) for column in range(5)), row[5]]).rstrip() for row in rows]

@@ -1,0 +1,146 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""From options of ``backup_ship`` to requests; whatever cannot be meant is refused here, all of it at once."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._core.manifest import Sealed
+from .._core.strict import utc_seconds
+from .._errors import Reason, Refused
+from ._discover import Source
+from ._endpoint import Endpoint, LocalEndpoint, SftpEndpoint
+from ._ship import Cluster, ShipRequest
+from ._ssh import SshTarget
+from ._stage import StageRequest
+
+Options = t.Mapping[str, t.Any]
+MAX_WORKERS = 8
+
+
+def ship_request(options: Options) -> ShipRequest:
+    """The request for ``state: published``. Raises :class:`Refused` (code BAD_OPTION)."""
+    reasons = _numbers(options)
+    if not options["sources"]:
+        reasons.append(_bad("sources is empty: nothing says where backups are delivered to"))
+    for index, source in enumerate(options["sources"]):
+        if source.get("host") and not source.get("user"):
+            reasons.append(_bad(f"sources[{index}] names a host and no user"))
+    started = options.get("snapshot_started") or None
+    reasons += _utc("snapshot_started", started)
+    for index, sealed in enumerate(options["sealed_for"]):
+        reasons += _utc(f"sealed_for[{index}].joined_at", sealed.get("joined_at") or None)
+    members = []
+    for index, member in enumerate(options["cluster"]["members"]):
+        if not isinstance(member.get("name"), str) or not member["name"]:
+            reasons.append(_bad(f"cluster.members[{index}] has no name"))
+            continue
+        members.append(
+            {
+                "name": member["name"],
+                "addresses": [str(address) for address in member.get("addresses") or []],
+                "host_id": str(member.get("host_id") or ""),
+            }
+        )
+    _refuse(reasons)
+    cluster = options["cluster"]
+    return ShipRequest(
+        store=options["store"],
+        cluster=Cluster(cluster["fingerprint"], cluster["uid"], cluster["version"], tuple(members)),
+        sources=tuple(
+            Source(_endpoint(source, options), source["path"], source["layout"]) for source in options["sources"]
+        ),
+        sealed_for=tuple(
+            Sealed(
+                item["node"], item["platform_id"], item["version"], item.get("joined_at") or None, bool(item["member"])
+            )
+            for item in options["sealed_for"]
+        ),
+        snapshot_started=started,
+        select=options["select"],
+        quiet=options["quiet"],
+        patience=options["patience"],
+        headroom=options["headroom"],
+        workers=options["workers"],
+        rate_limit=float(options["rate_limit"]),
+        new_cluster=options["new_cluster"],
+        accept=frozenset(options["accept"]),
+        run_id=options["run_id"],
+    )
+
+
+def stage_request(options: Options) -> StageRequest:
+    """The request for ``state: staged``. Raises :class:`Refused` (code BAD_OPTION)."""
+    reasons = _numbers(options)
+    fingerprint = (options.get("cluster") or {}).get("fingerprint") or ""
+    if not fingerprint and not options.get("cluster_id"):
+        reasons.append(_bad("neither cluster_id nor cluster says which cluster's backup is meant"))
+    _refuse(reasons)
+    push = options["push"]
+    return StageRequest(
+        store=options["store"],
+        cluster_id=options.get("cluster_id") or "",
+        fingerprint=fingerprint,
+        id=options["id"],
+        target=_target(push, options),
+        path=push["path"].rstrip("/") or "/",
+        headroom=options["headroom"],
+    )
+
+
+def _endpoint(source: Options, options: Options) -> Endpoint:
+    return SftpEndpoint(_target(source, options)) if source.get("host") else LocalEndpoint()
+
+
+def _target(login: Options, options: Options) -> SshTarget:
+    return SshTarget(
+        host=login["host"],
+        user=login["user"],
+        port=login["port"],
+        key_file=login.get("key_file") or "",
+        passphrase=login.get("passphrase") or "",
+        host_key=login.get("host_key") or "",
+        known_hosts=login.get("known_hosts") or "",
+        connect_timeout=options["connect_timeout"],
+        stall_timeout=options["stall_timeout"],
+    )
+
+
+def _numbers(options: Options) -> list[Reason]:
+    reasons = []
+    if options["rate_limit"] < 0:
+        reasons.append(_bad(f"rate_limit is {options['rate_limit']}; give bytes a second, or 0 for no limit"))
+    if not 1 <= options["workers"] <= MAX_WORKERS:
+        reasons.append(_bad(f"workers is {options['workers']}; 1 to {MAX_WORKERS} make sense"))
+    for name in ("quiet", "patience", "headroom"):
+        if not 0 <= options[name] < float("inf"):
+            reasons.append(_bad(f"{name} is {options[name]}; it must not be negative"))
+    for name in ("connect_timeout", "stall_timeout"):
+        if not 0 < options[name] < float("inf"):
+            reasons.append(_bad(f"{name} is {options[name]}; it must be more than 0 seconds"))
+    for name, login in [("push", options.get("push") or {}), *(("sources", item) for item in options["sources"])]:
+        if not 0 < login.get("port", 22) < 65536:
+            reasons.append(_bad(f"{name}.port is {login['port']}"))
+    return reasons
+
+
+def _utc(name: str, value: str | None) -> list[Reason]:
+    try:
+        utc_seconds(value or "1970-01-01T00:00:00Z")
+    except ValueError as error:
+        return [_bad(f"{name}: {error}")]
+    return []
+
+
+def _bad(message: str) -> Reason:
+    return Reason("BAD_OPTION", message + ".")
+
+
+def _refuse(reasons: t.Sequence[Reason]) -> None:
+    if reasons:
+        raise Refused("These options cannot be meant.", "BAD_OPTION", "Correct them.", reasons=reasons)

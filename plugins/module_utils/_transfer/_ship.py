@@ -1,0 +1,643 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""Shipping: from what the sources deliver to published backups in the store."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import time
+import typing as t
+from dataclasses import dataclass, field
+
+from .._core.catalogue import next_id
+from .._core.manifest import FileEntry, Manifest, Sealed
+from .._core.openability import classify, copy_of
+from .._core.strict import Invalid, load, utc_seconds, utc_text
+from .._errors import DsmError, Reason, Refused
+from . import _structure
+from ._discover import Source, Unit, discover, settle, tidy
+from ._endpoint import LocalEndpoint, Session, changed, check_local
+from ._pull import TransferPlan, TransferReport, pull, store_full
+from ._ssh import require_python
+from ._store import (
+    Checkpoint,
+    ClusterStore,
+    Lease,
+    as_reasons,
+    make_directory,
+    no_checkpoint,
+    read_bytes,
+    remove_tree,
+    write_atomically,
+)
+
+#: Clocks further apart than this (s) cannot say which backup is younger than an event elsewhere.
+MAX_SKEW = 300
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Whose backups these are, as cluster_info returned it."""
+
+    fingerprint: str
+    uid: str
+    version: str
+    members: tuple[t.Mapping[str, t.Any], ...]
+
+
+@dataclass(frozen=True)
+class ShipRequest:
+    """Everything that decides a run of ``backup_ship``. Times in seconds, rate in bytes a second."""
+
+    store: str
+    cluster: Cluster
+    sources: tuple[Source, ...]
+    sealed_for: tuple[Sealed, ...] = ()
+    snapshot_started: str | None = None
+    select: str = "all"
+    quiet: float = 60.0
+    patience: float = 300.0
+    headroom: float = 0.1
+    workers: int = 1
+    rate_limit: float = 0.0
+    new_cluster: bool = False
+    accept: frozenset[str] = frozenset()
+    run_id: str = ""
+    checkpoint: Checkpoint = no_checkpoint
+
+
+@dataclass
+class ShipResult:
+    """What happened: one item per backup, and everything that was refused."""
+
+    cluster_id: str = ""
+    backups: list[dict[str, t.Any]] = field(default_factory=list)
+    report: TransferReport = field(default_factory=TransferReport)
+    reasons: list[Reason] = field(default_factory=list)
+    accepted: list[Reason] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    changed: bool = False
+
+    def returns(self) -> dict[str, t.Any]:
+        """Return values of the module."""
+        return {
+            "cluster_id": self.cluster_id,
+            "backups": self.backups,
+            "bytes": self.report.bytes,
+            "resent": self.report.resent,
+            "seconds": round(self.report.seconds, 3),
+            "workers": self.report.workers,
+            "peak_rss": self.report.peak_rss,
+            "accepted": [reason.as_dict() for reason in self.accepted],
+            "notes": self.notes,
+        }
+
+
+@dataclass
+class _Job:
+    """One backup to bring home."""
+
+    source: Source
+    unit: Unit
+    skew: int | None
+    snapshot_started: str | None
+    snapshot_source: str
+    accepted: list[str]
+    id: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.unit.key(self.source.endpoint.host)
+
+
+def ship(request: ShipRequest, check_mode: bool) -> ShipResult:
+    """Pull every backup that the sources hold and the store does not, and publish each as soon as it is verified.
+
+    What is good is published even when something else is refused; all refusals are raised together at the end
+    (:class:`Refused`, details: the result). In check mode nothing is written, and the result says what would happen.
+    """
+    require_python()
+    for source in request.sources:
+        if isinstance(source.endpoint, LocalEndpoint):
+            check_local(source.path, request.store)
+    store = ClusterStore.open(
+        request.store,
+        request.cluster.fingerprint,
+        uid=request.cluster.uid,
+        members=[str(member.get("name", "")) for member in request.cluster.members],
+        run_id=request.run_id,
+        new_cluster=request.new_cluster,
+        create=not check_mode,
+        checkpoint=request.checkpoint,
+    )
+    run = _Run(request, store, check_mode)
+    if check_mode:
+        note = store.refuse_if_held() if os.path.isdir(store.path) else ""
+        run.go(None, note)
+    else:
+        with store.lease(request.run_id) as lease:
+            run.go(lease, lease.taken_over)
+    run.result.report.peak_rss = max(
+        run.result.report.peak_rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    if run.result.reasons:
+        _raise(run.result)
+    return run.result
+
+
+def _raise(result: ShipResult) -> t.NoReturn:
+    codes = {reason.code for reason in result.reasons}
+    done = [item["id"] for item in result.backups if item["published"]]
+    raise Refused(
+        f"Shipping is not complete ({len(result.reasons)} refused, {len(done)} published).",
+        codes.pop() if len(codes) == 1 else "SHIP_INCOMPLETE",
+        reasons=result.reasons,
+        **result.returns(),
+    )
+
+
+class _Run:
+    """One run of :func:`ship`."""
+
+    def __init__(self, request: ShipRequest, store: ClusterStore, check_mode: bool) -> None:
+        self.request = request
+        self.store = store
+        self.check_mode = check_mode
+        self.result = ShipResult(cluster_id=store.identity.cluster_id)
+        self.sessions: dict[int, Session] = {}
+        self.broken_ledger = False
+
+    def go(self, lease: Lease | None, taken_over: str) -> None:
+        """Everything that happens under the lease."""
+        if taken_over:
+            self.result.notes.append(f"Took over the lease of {taken_over}.")
+        if lease is not None:
+            make_directory(self.store.incoming_path)
+            self.store.take_back()
+        self._check_ledger()
+        try:
+            jobs = self._plan()
+            jobs = self._room(jobs)
+            known = self._known()
+            if lease is not None:
+                self._record_known()
+                self._drop_stale(jobs)
+            self._number(jobs, known)
+            for job in jobs:
+                self._one(job, known, lease)
+        finally:
+            for session in self.sessions.values():
+                session.close()
+        if lease is not None:
+            self._observe()
+
+    # -- planning ---------------------------------------------------------------------------------------------------
+    def _plan(self) -> list[_Job]:
+        """Quiet, acceptable backups of all sources, eldest first."""
+        jobs: list[_Job] = []
+        deadline = time.monotonic() + self.request.patience
+        total = 0
+        for number, source in enumerate(self.request.sources):
+            try:
+                session = source.endpoint.connect()
+                self.sessions[number] = session
+                units = self._wait_for_units(session, source, deadline)
+                total += len(units)
+                jobs.extend(self._acceptable(session, source, units, deadline))
+            except DsmError as error:
+                self.result.reasons.append(tidy(error, source))
+        if not total and not self.result.reasons:
+            self.result.reasons.append(
+                Reason(
+                    "SOURCE_EMPTY",
+                    f"No backup was found at {', '.join(source.label for source in self.request.sources)}.",
+                    "Check the path of the source, and whether the backup job of the cluster ran at all.",
+                )
+            )
+        jobs.sort(key=lambda job: (job.unit.newest, job.unit.name))
+        self._claim(jobs)
+        return jobs
+
+    def _fresh(self, unit: Unit) -> bool:
+        """Whether all of a unit was written after the snapshot that was announced had started."""
+        started = self.request.snapshot_started
+        return started is not None and bool(unit.items) and unit.oldest >= int(utc_seconds(started))
+
+    def _wait_for_units(self, session: Session, source: Source, deadline: float) -> list[Unit]:
+        """The units of a source; with ``snapshot_started`` set, once one that is younger has appeared."""
+        while True:
+            units = discover(session, source)
+            if self.request.snapshot_started is None or any(self._fresh(unit) for unit in units):
+                break
+            if time.monotonic() > deadline:
+                break
+            time.sleep(1.0)
+        return units[-1:] if self.request.select == "newest" else units
+
+    def _acceptable(self, session: Session, source: Source, units: list[Unit], deadline: float) -> list[_Job]:
+        """Leave out what is already stored; refuse what is empty, odd or still growing."""
+        clock = session.clock()
+        skew = round(clock - time.time()) if clock is not None else None
+        known = self._known()
+        host = source.endpoint.host
+        stored = [unit for unit in units if unit.key(host) in known]
+        fresh = [unit for unit in units if unit.key(host) not in known]
+        good, growing = settle(session, source, fresh, self.request.quiet, max(0.0, deadline - time.monotonic()))
+        self.result.reasons.extend(reason for _unit, reason in growing)
+        jobs = [_Job(source, unit, skew, None, "unknown", []) for unit in stored]
+        for unit in good:
+            soft = self._refuse(source, unit)
+            if soft is not None:
+                jobs.append(_Job(source, unit, skew, None, "unknown", soft))
+        return jobs
+
+    def _refuse(self, source: Source, unit: Unit) -> list[str] | None:
+        """Note why a unit is refused; else the codes of the soft reasons that were accepted."""
+        reasons = list(unit.reasons)
+        members = len(self.request.cluster.members)
+        if source.layout == "per_node" and members and unit.parts < members:
+            reasons.append(
+                Reason(
+                    "PARTS_MISSING",
+                    f"{unit.name} has {unit.parts} parts, the cluster has {members} members.",
+                    "Find out which node delivered nothing; accept PARTS_MISSING only if the parts hold all data.",
+                    hard=False,
+                )
+            )
+        standing = [reason for reason in reasons if reason.hard or reason.code not in self.request.accept]
+        self.result.reasons.extend(standing)
+        accepted = [reason for reason in reasons if reason not in standing]
+        self.result.accepted.extend(accepted)
+        return None if standing else sorted({reason.code for reason in accepted})
+
+    def _claim(self, jobs: list[_Job]) -> None:
+        """Give ``snapshot_started`` to the backup that it is about: the youngest that was written after it.
+
+        A later one would have started later, so the claim stays true for it as "not before".
+        """
+        started = self.request.snapshot_started
+        if started is None:
+            return
+        fresh = [job for job in jobs if self._fresh(job.unit)]
+        skewed = [job for job in jobs if job.skew is not None and abs(job.skew) > MAX_SKEW]
+        ahead = utc_seconds(started) - time.time()
+        if skewed or ahead > MAX_SKEW:
+            seconds = skewed[-1].skew if skewed else round(ahead)
+            reason = Reason(
+                "CLOCK_SKEW",
+                f"The clocks of the store and {skewed[-1].source.endpoint.label if skewed else 'the cluster'} are "
+                f"{abs(seconds or 0)} s apart, so it cannot be told which backup is younger than {started}.",
+                "Repair time synchronisation; or accept CLOCK_SKEW, then the start of the snapshot counts as attested.",
+                hard=False,
+            )
+            if reason.code not in self.request.accept:
+                self.result.reasons.append(reason)
+                jobs.clear()
+                return
+            self.result.accepted.append(reason)
+        if not fresh:
+            if not self.result.reasons:
+                self.result.reasons.append(
+                    Reason(
+                        "NO_NEW_BACKUP",
+                        f"Nothing that was delivered is younger than the snapshot of {started} "
+                        f"(waited {self.request.patience:g} s).",
+                        "The backup job said that it started and delivered nothing: look at its log, and at the disk "
+                        "and the credentials of the place it delivers to. A large cluster may need more patience.",
+                    )
+                )
+            return
+        fresh[-1].snapshot_started = started
+        fresh[-1].snapshot_source = "attested" if skewed or ahead > MAX_SKEW else "observed"
+
+    def _known(self) -> dict[str, Manifest]:
+        """Published backups by the identity of their source, without those that a verification found broken."""
+        verdicts: dict[str, str] = {}
+        for event in self.store.ledger.chain().events:
+            if event.kind == "verified":
+                verdicts[event.subject] = str(event.data.get("verdict"))
+        return {
+            str(entry.manifest.source["key"]): entry.manifest
+            for entry in self.store.entries()
+            if entry.manifest is not None and verdicts.get(entry.id, "ok") == "ok"
+        }
+
+    def _room(self, jobs: list[_Job]) -> list[_Job]:
+        """Refuse before the first byte what does not fit with headroom (code STORE_FULL)."""
+        known = self._known()
+        wanted = [job for job in jobs if job.key not in known]
+        need = sum(job.unit.size for job in wanted)
+        have_bytes, have_inodes = self.store.free()
+        landed = _tree_bytes(self.store.incoming_path)
+        limit = have_bytes + landed
+        if need and (
+            need * (1 + self.request.headroom) > limit or sum(len(j.unit.items) for j in wanted) > have_inodes
+        ):
+            full = store_full(self.store.path, OSError(28, "not enough free space"))
+            self.result.reasons.append(
+                Reason(
+                    full.code,
+                    f"{need} bytes and {self.request.headroom:.0%} headroom are needed in {self.store.path}, "
+                    f"{limit} bytes and {have_inodes} inodes are free.",
+                    full.remedy,
+                )
+            )
+            return [job for job in jobs if job.key in known]
+        return jobs
+
+    def _number(self, jobs: list[_Job], known: t.Mapping[str, Manifest]) -> None:
+        """Ids: those of published and of unfinished transfers stay, new ones follow every number ever seen."""
+        unfinished = {self._source_key(name): name for name in self.store.incoming()}
+        seen = self.store.seen_ids()
+        for job in jobs:
+            if job.key in known:
+                job.id = known[job.key].id
+            elif job.key in unfinished:
+                job.id = unfinished[job.key]
+            else:
+                job.id = next_id(seen, job.unit.newest)
+                seen.append(job.id)
+
+    # -- what dead runs left ----------------------------------------------------------------------------------------
+    def _source_key(self, backup_id: str) -> str:
+        """Which bytes an unfinished transfer is about ('' if that cannot be read)."""
+        try:
+            return str(self._incoming_source(backup_id).get("key", ""))
+        except (OSError, Invalid, DsmError):
+            return ""
+
+    def _incoming_source(self, backup_id: str) -> dict[str, t.Any]:
+        return load(read_bytes(os.path.join(self.store.incoming_path, backup_id, "source.json")), "source.json")
+
+    def _drop_stale(self, jobs: list[_Job]) -> None:
+        """Unfinished transfers of these sources whose bytes are no longer there as they were: never continued.
+
+        Those of a source that could not be read now are kept.
+        """
+        wanted = {job.key for job in jobs}
+        looked_at = {(source.endpoint.host, source.path) for source in self.request.sources}
+        for name in self.store.incoming():
+            directory = os.path.join(self.store.incoming_path, name)
+            try:
+                source = self._incoming_source(name)
+            except (OSError, Invalid, DsmError):
+                remove_tree(directory)
+                continue
+            if source.get("key") in wanted or (source.get("host"), source.get("path")) not in looked_at:
+                continue
+            if self.result.reasons:
+                continue
+            remove_tree(directory)
+            self.result.notes.append(
+                f"Dropped the unfinished transfer {name}: {source.get('name')} is no longer the same."
+            )
+
+    def _check_ledger(self) -> None:
+        chain = self.store.ledger.chain()
+        if chain.problems:
+            self.broken_ledger = True
+            self._soft(
+                Reason(
+                    "LEDGER_BROKEN",
+                    f"The ledger is broken after {len(chain.events)} events; nothing is recorded in it.",
+                    "Module ledger with state verified says where. Shipping goes on, its record is missing.",
+                    hard=False,
+                )
+            )
+
+    def _soft(self, reason: Reason) -> None:
+        (self.result.accepted if reason.code in self.request.accept else self.result.reasons).append(reason)
+
+    def _record(self, kind: str, subject: str, data: t.Mapping[str, t.Any]) -> None:
+        if not self.broken_ledger:
+            self.store.ledger.append(run_id=self.request.run_id, kind=kind, subject=subject, data=data)
+
+    def _record_known(self) -> None:
+        """A run that died between publishing and recording: record it now."""
+        recorded = {event.subject for event in self.store.ledger.chain().events if event.kind == "shipped"}
+        for entry in self.store.entries():
+            if entry.manifest is not None and entry.id not in recorded:
+                self._record("shipped", entry.id, shipped_data(entry.manifest))
+
+    def _observe(self) -> None:
+        """The member set goes to the store with every ship, if it is another than the one on record."""
+        cluster = self.request.cluster
+        if not cluster.members or self.broken_ledger:
+            return
+        data = {
+            "fingerprint": cluster.fingerprint,
+            "uid": cluster.uid,
+            "version": cluster.version,
+            "members": [dict(member) for member in cluster.members],
+        }
+        events = [event for event in self.store.ledger.chain().events if event.kind == "observed_members"]
+        if not events or dict(events[-1].data) != data:
+            self._record("observed_members", self.store.identity.cluster_id, data)
+
+    # -- one backup -------------------------------------------------------------------------------------------------
+    def _one(self, job: _Job, known: t.Mapping[str, Manifest], lease: Lease | None) -> None:
+        if job.key in known:
+            self._add(known[job.key], published=True, already=True)
+            return
+        if lease is None:
+            self.result.changed = True
+            manifest = self._manifest(job, {}, "unknown", utc_text(time.time()))
+            self._add(manifest, published=False, already=False)
+            return
+        try:
+            manifest = self._bring(job, lease)
+        except DsmError as error:
+            self.result.reasons.append(tidy(error, job.source))
+            self.result.reasons.extend(error.reasons)
+            return
+        self.result.changed = True
+        self._add(manifest, published=True, already=False)
+
+    def _bring(self, job: _Job, lease: Lease) -> Manifest:
+        """Pull, check, publish and record one backup."""
+        at = self.request.checkpoint
+        incoming = os.path.join(self.store.incoming_path, job.id)
+        data = os.path.join(incoming, "data")
+        make_directory(incoming)
+        at("incoming made")
+        source = {"key": job.key, "name": job.unit.name, "host": job.source.endpoint.host, "path": job.source.path}
+        write_atomically(os.path.join(incoming, "source.json"), json.dumps(source).encode("utf-8"))
+        make_directory(data)
+        at("source noted")
+        number = self.request.sources.index(job.source)
+        plan = TransferPlan(
+            endpoint=job.source.endpoint,
+            items=job.unit.items,
+            directory=data,
+            journal=os.path.join(incoming, "journal.jsonl"),
+            workers=self.request.workers,
+            rate_limit=self.request.rate_limit,
+        )
+
+        def progress(_done: int, _total: int) -> None:
+            lease.renew()
+            at("range landed")
+
+        try:
+            _remove_strangers(data, {item.path for item in job.unit.items})
+            report = pull(plan, progress, self.sessions.get(number))
+            self.result.report.add(report)
+            at("pulled")
+            self._unchanged(job)
+            kind, problems = _structure.check(data, [item.path for item in job.unit.items])
+            if problems:
+                raise Refused(
+                    f"{job.unit.name} is not complete.",
+                    problems[0].code,
+                    "The backup job of the cluster was cut off while it wrote. Let it run again.",
+                    reasons=as_reasons(problems),
+                )
+            manifest = self._manifest(job, report.sha256, kind, utc_text(time.time()))
+            self._refuse_foreign(manifest)
+        except DsmError as error:
+            # What is left of a transfer that only the link interrupted is worth keeping; of any other it is not.
+            if error.code not in ("CONNECTION_LOST", "STALLED", "SSH_REFUSED", "SSH_UNREACHABLE"):
+                remove_tree(incoming)
+            raise
+        lease.confirm()
+        at("verified")
+        self.store.publish(job.id, manifest)
+        self._record("shipped", job.id, shipped_data(manifest))
+        at("recorded")
+        return manifest
+
+    def _unchanged(self, job: _Job) -> None:
+        """Look at the source again: what was pulled must still be what is there (F12)."""
+        number = self.request.sources.index(job.source)
+        with contextlib.ExitStack() as stack:
+            try:
+                units = discover(self.sessions[number], job.source, frozenset((job.unit.name,)))
+            except DsmError as error:
+                if error.code not in ("CONNECTION_LOST", "STALLED"):
+                    raise
+                session = job.source.endpoint.connect()
+                stack.callback(session.close)
+                units = discover(session, job.source, frozenset((job.unit.name,)))
+        if [unit.key("") for unit in units] != [job.unit.key("")]:
+            raise changed(job.unit.name, "the second look found something else")
+
+    def _refuse_foreign(self, manifest: Manifest) -> None:
+        """The very same bytes in another cluster's part of this store: they cannot belong to both."""
+        from ._store import identities
+
+        for identity in identities(self.request.store).values():
+            if identity.cluster_id == self.store.identity.cluster_id:
+                continue
+            for entry in ClusterStore(self.request.store, identity).entries():
+                if entry.manifest is not None and entry.manifest.digest == manifest.digest:
+                    raise Refused(
+                        f"These bytes are backup {entry.id} of cluster {identity.cluster_id}.",
+                        "FOREIGN",
+                        "The source is the one of another cluster: correct sources.",
+                    )
+
+    def _manifest(self, job: _Job, sha256: t.Mapping[str, str], structure: str, now: str) -> Manifest:
+        generation = self.store.identity.generation_of(self.request.cluster.fingerprint)
+        head = self.store.ledger.chain().head
+        return Manifest(
+            cluster_id=self.store.identity.cluster_id,
+            fingerprint=self.request.cluster.fingerprint,
+            generation=generation.generation if generation else 1,
+            id=job.id,
+            sequence=int(job.id.split("-")[0]),
+            published_at=now,
+            run_id=self.request.run_id,
+            version=self.request.cluster.version,
+            members=self.request.cluster.members,
+            snapshot_started=job.snapshot_started,
+            snapshot_source=job.snapshot_source,
+            sealed_for=self.request.sealed_for,
+            provenance="by_source",
+            structure=structure,
+            source={
+                "host": job.source.endpoint.host,
+                "path": job.unit.name,
+                "layout": job.source.layout,
+                "key": job.key,
+                "hash": "none",
+                "clock_skew": job.skew,
+            },
+            files=tuple(
+                FileEntry(item.path, item.attributes.size, item.attributes.mtime, sha256.get(item.path, ""))
+                for item in job.unit.items
+            ),
+            accepted=tuple(job.accepted),
+            ledger={"sequence": head.sequence, "hash": head.hash} if head else {"sequence": 0, "hash": "0" * 64},
+        )
+
+    def _add(self, manifest: Manifest, *, published: bool, already: bool) -> None:
+        described = describe(manifest)
+        if not published:
+            described.update(sha256=None, digest=None, published_at=None)
+        self.result.backups.append({"published": published, "already": already, **described})
+
+
+def describe(manifest: Manifest) -> dict[str, t.Any]:
+    """A backup as modules return it: the manifest, the hash of a single file, and what it is worth to which node."""
+    archive = manifest.archive
+    copy = copy_of(manifest)
+    pairs = []
+    for sealed in manifest.sealed_for:
+        pair = classify(copy, sealed.node)
+        pairs.append(
+            {
+                "node": pair.node,
+                "kind": pair.kind,
+                "reasons": [{"code": item.code, "message": item.message} for item in pair.reasons],
+            }
+        )
+    value = manifest.as_dict()
+    return {
+        **value,
+        "sha256": archive.sha256 if archive else manifest.digest,
+        "archive": archive.path if archive else None,
+        "file_count": len(manifest.files),
+        "pairs": pairs,
+    }
+
+
+def shipped_data(manifest: Manifest) -> dict[str, t.Any]:
+    """What the ledger keeps of a published backup, enough to rebuild its state without the manifest."""
+    value = manifest.as_dict()
+    return {
+        "fingerprint": manifest.fingerprint,
+        "digest": manifest.digest,
+        "bytes": manifest.bytes,
+        "generation": manifest.generation,
+        "version": manifest.version,
+        "snapshot_started": manifest.snapshot_started,
+        "snapshot_source": manifest.snapshot_source,
+        "oldest_mtime": min(entry.mtime for entry in manifest.files),
+        "sealed_for": value["sealed_for"],
+        "source": {"host": manifest.source["host"], "path": manifest.source["path"]},
+    }
+
+
+def _tree_bytes(path: str) -> int:
+    total = 0
+    for directory, _directories, files in os.walk(path):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(directory, name)).st_size
+    return total
+
+
+def _remove_strangers(data: str, wanted: set[str]) -> None:
+    """Files in an unfinished transfer that do not belong to it."""
+    for directory, _directories, files in os.walk(data):
+        for name in files:
+            path = os.path.join(directory, name)
+            if os.path.relpath(path, data) not in wanted:
+                os.unlink(path)

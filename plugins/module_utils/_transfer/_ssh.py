@@ -1,0 +1,376 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""SSH connections with pinned host keys. The only place that imports paramiko, and only its public interfaces."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import stat
+import sys
+import time
+import typing as t
+from dataclasses import dataclass, field
+
+from ansible.module_utils.basic import missing_required_lib
+
+from .._errors import DsmError, Refused
+from ._known_hosts import HostKey, Pinned, fingerprint, host_pattern, lookup, parse_key
+from ._sftp import ProtocolError, Sftp
+
+if t.TYPE_CHECKING:
+    import paramiko
+
+MINIMUM_PYTHON = (3, 9)
+MINIMUM_PARAMIKO = (3, 5)
+GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+WINDOW = 16 << 20
+_RSA = ("rsa-sha2-512", "rsa-sha2-256")
+
+
+@dataclass(frozen=True)
+class SshTarget:
+    """Where to connect, as whom, and which host key is expected. Times in seconds."""
+
+    host: str
+    user: str
+    port: int = 22
+    key_file: str = ""
+    passphrase: str = field(default="", repr=False)
+    host_key: str = ""
+    known_hosts: str = ""
+    connect_timeout: float = 30.0
+    stall_timeout: float = 60.0
+
+    @property
+    def label(self) -> str:
+        """``user@host:port`` for messages."""
+        return f"{self.user}@{host_pattern(self.host, self.port)}"
+
+
+class ConnectionLost(DsmError):
+    """The connection ended or stalled; the same transfer may be tried again."""
+
+    default_code = "CONNECTION_LOST"
+
+
+def require_python() -> None:
+    """The store's interpreter is 3.9 or newer. Raises :class:`Refused` (code PYTHON_TOO_OLD)."""
+    if sys.version_info < MINIMUM_PYTHON:
+        raise Refused(
+            f"Python {sys.version_info[0]}.{sys.version_info[1]} is too old on the store; 3.9 is needed.",
+            "PYTHON_TOO_OLD",
+            "Point ansible_python_interpreter at the virtual environment that role backup_store makes.",
+        )
+
+
+def load_paramiko() -> t.Any:
+    """paramiko, or :class:`Refused` (code NO_PARAMIKO) with Ansible's own words about a missing library."""
+    require_python()
+    try:
+        import paramiko
+    except ImportError as error:
+        raise Refused(
+            missing_required_lib("paramiko>=3.5", reason="to pull backups over SFTP"),
+            "NO_PARAMIKO",
+            "Run role backup_store, and point ansible_python_interpreter at the virtual environment that it makes.",
+            cause=str(error),
+        ) from None
+    version = tuple(int(part) for part in paramiko.__version__.split(".")[:2])
+    if version < MINIMUM_PARAMIKO:
+        raise Refused(
+            f"paramiko {paramiko.__version__} is too old; 3.5 is needed.",
+            "NO_PARAMIKO",
+            "Run role backup_store again: it installs a newer one.",
+        )
+    # Without a handler paramiko's own warnings would land on stderr, in the middle of a module's result.
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())
+    return paramiko
+
+
+class Connection:
+    """One authenticated SSH connection."""
+
+    def __init__(self, target: SshTarget, transport: paramiko.Transport) -> None:
+        self.target = target
+        self._transport = transport
+
+    def open_sftp(self) -> Sftp:
+        """A new SFTP session. Raises :class:`Refused` (code SFTP_MISSING) or :class:`ConnectionLost`."""
+        library = load_paramiko()
+        remedy = (
+            "Add 'Subsystem sftp internal-sftp' to /etc/ssh/sshd_config of that host, reload sshd, and see that the "
+            "user's shell prints nothing when it is not interactive."
+        )
+        message = f"{self.target.label} lets us in, but has no working SFTP subsystem."
+        try:
+            channel = self._transport.open_session(window_size=WINDOW, timeout=self.target.connect_timeout)
+            channel.settimeout(self.target.stall_timeout)
+            channel.invoke_subsystem("sftp")
+            return Sftp(channel)
+        except ProtocolError as error:
+            raise Refused(f"{message} ({error})", "SFTP_MISSING", remedy) from None
+        except (library.SSHException, EOFError) as error:
+            if not self._transport.is_active():
+                raise self.lost(error) from None
+            raise Refused(message, "SFTP_MISSING", remedy) from None
+        except OSError as error:
+            raise self.lost(error) from None
+
+    def clock(self) -> float | None:
+        """The other host's clock (s since the epoch) by ``date +%s``; None where commands are not allowed."""
+        library = load_paramiko()
+        try:
+            channel = self._transport.open_session(timeout=self.target.connect_timeout)
+        except (library.SSHException, EOFError, OSError):
+            return None
+        with contextlib.closing(channel):
+            try:
+                channel.settimeout(10)
+                channel.exec_command("LC_ALL=C date -u +%s")
+                text = b""
+                while len(text) < 64:
+                    piece = channel.recv(64)
+                    if not piece:
+                        break
+                    text += piece
+            except (library.SSHException, EOFError, OSError):
+                return None
+        return float(int(text)) if text.strip().isdigit() else None
+
+    def lost(self, error: BaseException) -> ConnectionLost:
+        """The error for a connection that broke during a transfer."""
+        if isinstance(error, socket.timeout):
+            return ConnectionLost(
+                f"{self.target.label} sent nothing for {self.target.stall_timeout:g} s.",
+                "STALLED",
+                "Check the link, then run again: what has landed is kept and checked before it is used.",
+            )
+        return ConnectionLost(
+            f"The connection to {self.target.label} broke ({type(error).__name__}).",
+            "CONNECTION_LOST",
+            "Check the link and sshd's log, then run again: what has landed is kept and checked before it is used.",
+        )
+
+    def close(self) -> None:
+        """End the connection."""
+        self._transport.close()
+
+
+def connect(target: SshTarget) -> Connection:
+    """Connect, check the pinned host key before anything is sent, authenticate by key file or agent.
+
+    Raises :class:`Refused`: NO_PARAMIKO, PYTHON_TOO_OLD, SSH_REFUSED, SSH_UNREACHABLE, UNKNOWN_HOST, HOST_KEY_CHANGED,
+    HOST_KEY_REVOKED, KEY_UNREADABLE, KEY_PERMISSIONS, PASSPHRASE, AUTH_REFUSED.
+    """
+    library = load_paramiko()
+    pinned = _pinned(target)
+    keys = _identities(library, target)
+    transport = _negotiate(library, target, _algorithms(pinned))
+    if transport is None:
+        transport = _negotiate(library, target, ())
+    if transport is None:
+        raise Refused(
+            f"{target.label} and this host have no SSH algorithm in common.",
+            "SSH_REFUSED",
+            "Update OpenSSH there or paramiko here; do not weaken either of them.",
+        )
+    try:
+        shown = transport.get_remote_server_key()
+        _check_host_key(target, pinned, HostKey(shown.get_name(), shown.asbytes()))
+        _authenticate(library, target, transport, keys)
+    except BaseException:
+        transport.close()
+        raise
+    transport.set_keepalive(15)
+    return Connection(target, transport)
+
+
+def _pinned(target: SshTarget) -> Pinned:
+    if target.host_key:
+        try:
+            return Pinned((parse_key(target.host_key),), (), ())
+        except ValueError as error:
+            raise Refused(
+                f"The host_key for {target.label} cannot be used: {error}.",
+                "HOST_KEY_UNREADABLE",
+                "Give the line that 'cat /etc/ssh/ssh_host_ed25519_key.pub' prints on that host.",
+            ) from None
+    if not target.known_hosts:
+        raise Refused(
+            f"Nothing says which host key {target.label} must show.",
+            "UNKNOWN_HOST",
+            "Give host_key or known_hosts for it.",
+        )
+    try:
+        with open(target.known_hosts, encoding="utf-8", errors="surrogateescape") as file:
+            return lookup(file.read(), target.host, target.port)
+    except OSError as error:
+        raise Refused(
+            f"known_hosts {target.known_hosts} cannot be read: {error.strerror}.",
+            "HOST_KEY_UNREADABLE",
+            "Create it on the store with the host's key, or give host_key.",
+        ) from None
+
+
+def _algorithms(pinned: Pinned) -> tuple[str, ...]:
+    """Host key algorithms to ask for, so that a host with several keys shows one that is pinned."""
+    wanted: list[str] = []
+    for key in pinned.keys:
+        wanted.extend(_RSA if key.kind == "ssh-rsa" else (key.kind,))
+    return tuple(dict.fromkeys(wanted))
+
+
+def _negotiate(library: t.Any, target: SshTarget, algorithms: tuple[str, ...]) -> paramiko.Transport | None:
+    """An encrypted but not yet authenticated transport; None when the two sides have no algorithm in common."""
+    deadline = time.monotonic() + target.connect_timeout
+    try:
+        sock = socket.create_connection((target.host, target.port), target.connect_timeout)
+    except ConnectionRefusedError:
+        raise Refused(
+            f"Nothing listens for SSH at {target.host} port {target.port}.",
+            "SSH_REFUSED",
+            "Check the address and port, and that sshd runs there.",
+        ) from None
+    except OSError as error:
+        raise Refused(
+            f"{target.host} port {target.port} cannot be reached: {error}.",
+            "SSH_UNREACHABLE",
+            "Check the name, the route and the firewall between the store and that host.",
+        ) from None
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    transport: paramiko.Transport = library.Transport(sock)
+    try:
+        options = transport.get_security_options()
+        ciphers = tuple(options.ciphers)
+        options.ciphers = (*(name for name in GCM if name in ciphers), *(name for name in ciphers if name not in GCM))
+        usable = tuple(name for name in algorithms if name in options.key_types)
+        if usable:
+            options.key_types = usable
+        transport.banner_timeout = transport.auth_timeout = target.connect_timeout
+        transport.start_client(timeout=max(1.0, deadline - time.monotonic()))
+        transport.get_remote_server_key()
+    except library.IncompatiblePeer:
+        transport.close()
+        return None
+    except (library.SSHException, EOFError, OSError) as error:
+        transport.close()
+        raise Refused(
+            f"{target.host} port {target.port} answers, but the SSH handshake failed: {error}.",
+            "SSH_REFUSED",
+            "Check that it is an SSH server, that it is not overloaded (MaxStartups), and its log.",
+        ) from None
+    return transport
+
+
+def _check_host_key(target: SshTarget, pinned: Pinned, shown: HostKey) -> None:
+    name = host_pattern(target.host, target.port)
+    where = "the option host_key" if target.host_key else target.known_hosts
+    look = (
+        "On that host's console run 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' (or _rsa_, _ecdsa_) and compare."
+    )
+    if any(shown.blob == key.blob for key in pinned.revoked):
+        raise Refused(
+            f"{name} shows the key {shown.fingerprint}, which {where} marks as revoked.",
+            "HOST_KEY_REVOKED",
+            f"Somebody may be in between. {look}",
+            shown=shown.fingerprint,
+        )
+    if any(shown.blob == key.blob for key in pinned.keys):
+        return
+    unread = f" ({', '.join(pinned.unread)} of it could not be read)" if pinned.unread else ""
+    if not pinned.keys:
+        raise Refused(
+            f"{name} is unknown: {where} pins no key for it{unread}, it shows {shown.kind} {shown.fingerprint}.",
+            "UNKNOWN_HOST",
+            f"{look} If they are equal, add its line to {where}.",
+            shown=shown.fingerprint,
+        )
+    expected = ", ".join(f"{key.kind} {key.fingerprint}" for key in pinned.keys)
+    raise Refused(
+        f"The host key of {name} has changed: {where} pins {expected}; it shows {shown.kind} {shown.fingerprint}.",
+        "HOST_KEY_CHANGED",
+        f"Somebody may be in between, or the host was reinstalled. {look} Only if they are equal, replace the pin.",
+        shown=shown.fingerprint,
+        expected=[fingerprint(key.blob) for key in pinned.keys],
+    )
+
+
+def _identities(library: t.Any, target: SshTarget) -> list[t.Any]:
+    """The keys to authenticate with: the key file, or those of the agent."""
+    if not target.key_file:
+        agent = library.Agent()
+        keys = list(agent.get_keys())
+        if not keys:
+            raise Refused(
+                f"There is no key to authenticate at {target.label}: no key_file is given and no agent offers one.",
+                "AUTH_REFUSED",
+                "Give key_file, or run an agent with the key and let SSH_AUTH_SOCK name it.",
+            )
+        return keys
+    path = target.key_file
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise Refused(
+            f"The key {path} cannot be read: {error.strerror}.", "KEY_UNREADABLE", "Check key_file on the store."
+        ) from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise Refused(
+            f"The key {path} has mode {stat.S_IMODE(mode):04o}: others may read it.",
+            "KEY_PERMISSIONS",
+            f"chmod 0600 {path}, and think about making a new key.",
+        )
+    try:
+        return [library.PKey.from_path(path, target.passphrase.encode("utf-8") or None)]
+    except (TypeError, library.PasswordRequiredException):
+        raise Refused(
+            f"The key {path} is encrypted and "
+            + ("no passphrase was given." if not target.passphrase else "the passphrase does not fit."),
+            "PASSPHRASE",
+            "Give passphrase, or load the key into an agent and leave key_file out.",
+        ) from None
+    except (ValueError, OSError, library.SSHException, library.UnknownKeyType) as error:
+        if target.passphrase:
+            raise Refused(
+                f"The key {path} cannot be opened with the passphrase that was given.",
+                "PASSPHRASE",
+                "Check passphrase; 'ssh-keygen -y -f KEY' asks for it and shows whether it fits.",
+            ) from None
+        raise Refused(
+            f"The key {path} cannot be used ({type(error).__name__}).",
+            "KEY_UNREADABLE",
+            "Give a private key of type Ed25519, ECDSA or RSA ('ssh-keygen -t ed25519').",
+        ) from None
+
+
+def _authenticate(library: t.Any, target: SshTarget, transport: paramiko.Transport, keys: t.Sequence[t.Any]) -> None:
+    offered = []
+    for key in keys:
+        offered.append(f"{key.get_name()} {fingerprint(key.asbytes())}")
+        try:
+            if not transport.auth_publickey(target.user, key):
+                return
+        except library.BadAuthenticationType as error:
+            raise _refused_login(target, offered, f"it allows only {', '.join(error.allowed_types)}") from None
+        except library.AuthenticationException:
+            if not transport.is_active():
+                break
+        except (library.SSHException, EOFError, OSError) as error:
+            raise _refused_login(target, offered, f"it hung up ({type(error).__name__})") from None
+    raise _refused_login(target, offered, "it refused every key")
+
+
+def _refused_login(target: SshTarget, offered: t.Sequence[str], why: str) -> Refused:
+    return Refused(
+        f"{target.label} does not let us in: {why}. Offered: {', '.join(offered)}.",
+        "AUTH_REFUSED",
+        f"Put the public key into ~{target.user}/.ssh/authorized_keys there, and read sshd's log of that host.",
+        offered=list(offered),
+    )

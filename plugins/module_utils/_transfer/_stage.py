@@ -1,0 +1,277 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""Staging: the store pushes one published backup to the node that will restore it, which needs nothing but sshd."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import posixpath
+import stat
+import time
+import typing as t
+from dataclasses import dataclass, field
+
+from .._core import manifest as manifests
+from .._core.manifest import FileEntry, Manifest
+from .._errors import DsmError, Refused, Unreadable
+from ._sftp import EndOfFile, ProtocolError, Sftp
+from ._ship import describe
+from ._ssh import SshTarget, connect
+from ._store import ClusterStore
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """What to push where. ``id`` may be ``newest``; ``path`` is a directory on the node that is made if absent."""
+
+    store: str
+    cluster_id: str
+    fingerprint: str
+    id: str
+    target: SshTarget
+    path: str
+    headroom: float = 0.1
+
+
+@dataclass
+class StageResult:
+    """Where it is now, and what was sent (bytes, s)."""
+
+    staged: dict[str, t.Any] = field(default_factory=dict)
+    changed: bool = False
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+def newest(store: ClusterStore) -> str:
+    """The published backup with the highest sequence whose last verification did not fail. Raises :class:`Refused`."""
+    verdicts = {
+        event.subject: event.data.get("verdict") for event in store.ledger.chain().events if event.kind == "verified"
+    }
+    usable = [
+        entry.id for entry in store.entries() if entry.manifest is not None and verdicts.get(entry.id, "ok") == "ok"
+    ]
+    if not usable:
+        raise Refused(f"{store.path} holds no usable backup.", "NOT_PUBLISHED", "Run playbook ship_backups first.")
+    return usable[-1]
+
+
+def stage(request: StageRequest, check_mode: bool) -> StageResult:
+    """Push a backup; what is already there is read back and hashed, never believed.
+
+    Raises :class:`Refused` (NOT_PUBLISHED, BAD_TARGET, NODE_FULL and all of a connection) or :class:`Unreadable`
+    (CORRUPT: the copy in the store is damaged).
+    """
+    if not posixpath.isabs(request.path) or manifests.path_problem(request.path.strip("/")):
+        raise Refused(
+            f"The target directory {request.path!r} cannot be used.",
+            "BAD_TARGET",
+            "Give an absolute path below the root directory.",
+        )
+    store = ClusterStore.require(request.store, cluster_id=request.cluster_id, fingerprint=request.fingerprint)
+    backup_id = newest(store) if request.id == "newest" else request.id
+    manifest = store.published(backup_id)
+    connection = connect(request.target)
+    started = time.monotonic()
+    try:
+        with contextlib.closing(connection):
+            push = _Push(connection.open_sftp(), request, store, manifest)
+            result = StageResult(staged=push.described())
+            if not push.there():
+                result.changed = True
+                push.check_room()
+                if not check_mode:
+                    result.bytes = push.send()
+    except (EOFError, ProtocolError) as error:
+        raise connection.lost(error) from None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EACCES, errno.EIO):
+            raise Refused(
+                f"{request.target.label}: {error.filename or request.path}: {error.strerror}.",
+                "BAD_TARGET",
+                "Give a directory that the user may write and that has room for the backup.",
+            ) from None
+        raise connection.lost(error) from None
+    result.seconds = round(time.monotonic() - started, 3)
+    return result
+
+
+class _Push:
+    """One backup on its way to one node."""
+
+    def __init__(self, sftp: Sftp, request: StageRequest, store: ClusterStore, manifest: Manifest) -> None:
+        self.sftp = sftp
+        self.request = request
+        self.manifest = manifest
+        self.source = store.data_path(manifest.id)
+        self.target = posixpath.join(request.path, manifest.id)
+        self.partial = posixpath.join(request.path, f".{manifest.id}.incoming")
+        self.document = manifests.dump(manifest)
+
+    def described(self) -> dict[str, t.Any]:
+        """Where everything is on the node, in the form that the module restore takes as a candidate."""
+        described = describe(self.manifest)
+        data = posixpath.join(self.target, "data")
+        archive = described["archive"]
+        return {
+            **described,
+            "host": self.request.target.host,
+            "directory": self.target,
+            "path": posixpath.join(data, archive) if archive else data,
+            "manifest_path": posixpath.join(self.target, "manifest.json"),
+        }
+
+    def there(self) -> bool:
+        """Whether the node has exactly this backup: the same document, the same files, every byte read back."""
+        try:
+            if self._read(posixpath.join(self.target, "manifest.json")) != hashlib.sha256(self.document).hexdigest():
+                return False
+            found = sorted(self._walk(posixpath.join(self.target, "data"), ""))
+            if found != sorted((entry.path, entry.size) for entry in self.manifest.files):
+                return False
+            return all(self._read(self._at(self.target, entry)) == entry.sha256 for entry in self.manifest.files)
+        except FileNotFoundError:
+            return False
+
+    def _at(self, base: str, entry: FileEntry) -> str:
+        return posixpath.join(base, "data", entry.path)
+
+    def _walk(self, path: str, below: str) -> t.Iterator[tuple[str, int]]:
+        for name, attributes in self.sftp.listdir(path):
+            relative = posixpath.join(below, name)
+            if stat.S_ISDIR(attributes.mode):
+                yield from self._walk(posixpath.join(path, name), relative)
+            else:
+                yield relative, attributes.size if stat.S_ISREG(attributes.mode) else -1
+
+    def _read(self, path: str) -> str:
+        whole = hashlib.sha256()
+        if not stat.S_ISREG(self.sftp.lstat(path).mode):
+            return ""
+        handle = self.sftp.open_read(path)
+        try:
+            size = self.sftp.fstat(handle).size
+            with contextlib.suppress(EndOfFile):
+                self.sftp.read(handle, 0, size, lambda _position, piece: whole.update(piece))
+        finally:
+            self.sftp.close(handle)
+        return whole.hexdigest()
+
+    def check_room(self) -> None:
+        """Refuse before the first byte what does not fit with headroom (code NODE_FULL)."""
+        path = self.request.path
+        while True:
+            try:
+                space = self.sftp.space(path)
+                break
+            except FileNotFoundError:
+                if path == "/":
+                    return
+                path = posixpath.dirname(path)
+        need = self.manifest.bytes * (1 + self.request.headroom)
+        if space is not None and (space.bytes < need or 0 < space.inodes < len(self.manifest.files)):
+            raise self._full(f"{need:.0f} bytes are needed, {space.bytes} are free")
+
+    def _full(self, why: str) -> Refused:
+        return Refused(
+            f"{self.request.target.label} has no room for {self.manifest.id} in {self.request.path}: {why}.",
+            "NODE_FULL",
+            "Remove backups that were staged before, or name another directory.",
+        )
+
+    def send(self) -> int:
+        """Push into a hidden directory, rename it when everything is there. Returns the bytes sent."""
+        self._make(self.request.path)
+        self._remove(self.partial)
+        self.sftp.mkdir(self.partial)
+        self.sftp.mkdir(posixpath.join(self.partial, "data"))
+        made = {""}
+        sent = 0
+        try:
+            for entry in self.manifest.files:
+                self._make_parents(posixpath.dirname(entry.path), made)
+                self._send_file(entry)
+                sent += entry.size
+            self._write(posixpath.join(self.partial, "manifest.json"), [self.document])
+        except OSError as error:
+            if error.errno == errno.EIO:
+                space = self.sftp.space(self.request.path)
+                if space is not None and space.bytes < _PIECE:
+                    self._remove(self.partial)
+                    raise self._full("the disk filled up while it was written") from None
+            raise
+        except DsmError:
+            self._remove(self.partial)
+            raise
+        self._remove(self.target)
+        self.sftp.rename(self.partial, self.target)
+        return sent
+
+    def _make_parents(self, directory: str, made: set[str]) -> None:
+        if directory not in made:
+            self._make_parents(posixpath.dirname(directory), made)
+            self.sftp.mkdir(posixpath.join(self.partial, "data", directory))
+            made.add(directory)
+
+    def _send_file(self, entry: FileEntry) -> None:
+        whole = hashlib.sha256()
+        path = os.path.join(self.source, entry.path)
+
+        def pieces() -> t.Iterator[bytes]:
+            with open(path, "rb") as file:
+                while True:
+                    piece = file.read(_PIECE)
+                    if not piece:
+                        return
+                    whole.update(piece)
+                    yield piece
+
+        try:
+            sent = self._write(self._at(self.partial, entry), pieces())
+        except FileNotFoundError:
+            sent = -1
+        if sent != entry.size or whole.hexdigest() != entry.sha256:
+            raise Unreadable(
+                f"The copy of {self.manifest.id} in the store is damaged: {entry.path} is not what was published.",
+                "CORRUPT",
+                "Run backup_verify, and stage another backup.",
+            )
+
+    def _write(self, path: str, pieces: t.Iterable[bytes]) -> int:
+        handle = self.sftp.open_write(path)
+        try:
+            sent = self.sftp.write(handle, pieces, path)
+            self.sftp.fsync(handle)
+        finally:
+            self.sftp.close(handle)
+        return sent
+
+    def _make(self, path: str) -> None:
+        try:
+            self.sftp.lstat(path)
+        except FileNotFoundError:
+            self._make(posixpath.dirname(path))
+            self.sftp.mkdir(path)
+
+    def _remove(self, path: str) -> None:
+        """Remove a directory that an earlier run made; a link in it is removed, not followed."""
+        try:
+            entries = self.sftp.listdir(path)
+        except FileNotFoundError:
+            return
+        for name, attributes in entries:
+            below = posixpath.join(path, name)
+            if stat.S_ISDIR(attributes.mode):
+                self._remove(below)
+            else:
+                self.sftp.remove(below)
+        self.sftp.rmdir(path)

@@ -1,0 +1,574 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""The store on disk: who it belongs to, what is published in it, who may change it now, and how a backup is published.
+
+Everything here survives ``kill -9`` between any two system calls: documents are replaced atomically, data comes first
+and the manifest last, and whatever a dead run left behind is found again and checked before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import time
+import typing as t
+from dataclasses import dataclass
+
+from .._core import catalogue, ledger
+from .._core import manifest as manifests
+from .._core.manifest import BACKUP_ID, CLUSTER_ID, Manifest
+from .._core.strict import Invalid, Problem, utc_text
+from .._errors import DsmError, Reason, Refused, Unreadable
+from ._pull import FULL, store_full
+
+LEASE_SECONDS = 900
+RENEW_SECONDS = 60
+
+Checkpoint = t.Callable[[str], None]
+
+
+def no_checkpoint(_step: str) -> None:
+    """Tests replace this to die at every step."""
+
+
+def as_reasons(problems: t.Iterable[Problem], remedy: str = "") -> list[Reason]:
+    """Problems of the core as hard reasons."""
+    return [Reason(problem.code, problem.message, remedy) for problem in problems]
+
+
+def read_bytes(path: str) -> bytes:
+    """A whole file. Raises :class:`Unreadable` for anything but its absence."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unreadable(f"{path} cannot be read: {error.strerror}.", "UNREADABLE", "Check the disk.") from None
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: str, data: bytes) -> None:
+    """Replace a file as a whole and durably. Raises :class:`Refused` (code STORE_FULL) or OSError."""
+    temporary = f"{path}.new"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(os.path.dirname(path))
+    except OSError as error:
+        if error.errno in FULL:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise store_full(path, error) from None
+        raise
+
+
+def make_directory(path: str) -> None:
+    """A directory of our own (0700), durable; it may exist."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno in FULL:
+            raise store_full(path, error) from None
+        raise
+    sync_directory(os.path.dirname(path))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One directory of ``backups/``: ``published`` (with its manifest), ``incomplete`` or ``failed``."""
+
+    id: str
+    state: str
+    manifest: Manifest | None
+    problems: tuple[Problem, ...]
+
+
+def this_process() -> catalogue.Owner:
+    """Host, boot id, pid and start time of this process."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot_id = file.read().strip()
+    return catalogue.Owner(socket.gethostname(), boot_id, os.getpid(), _start_time(os.getpid()) or 0)
+
+
+def _start_time(pid: int) -> int | None:
+    """Start of a process in clock ticks since boot (proc(5), field 22); None if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19]) if fields[0] != b"Z" else None
+
+
+def identities(root: str) -> dict[str, catalogue.StoreIdentity]:
+    """The clusters whose backups a store holds. Raises :class:`Refused` (STORE_MISSING) or :class:`Unreadable`."""
+    try:
+        names = sorted(os.listdir(root))
+    except OSError as error:
+        raise Refused(
+            f"The store {root} cannot be listed: {error.strerror}.",
+            "STORE_MISSING",
+            "Run role backup_store on this host, or correct the option store.",
+        ) from None
+    found = {}
+    for name in names:
+        if CLUSTER_ID.match(name):
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = _identity(os.path.join(root, name))
+    return found
+
+
+def _identity(directory: str) -> catalogue.StoreIdentity:
+    path = os.path.join(directory, "store.json")
+    try:
+        return catalogue.parse_identity(read_bytes(path), os.path.basename(directory))
+    except Invalid as error:
+        code = error.problems[0].code
+        raise Unreadable(
+            f"{path} cannot be trusted.",
+            f"STORE_{code}",
+            "Nothing was touched. Restore store.json from another copy of the store, or name another store.",
+            reasons=as_reasons(error.problems),
+        ) from None
+
+
+class ClusterStore:
+    """One cluster's part of a store."""
+
+    def __init__(self, root: str, identity: catalogue.StoreIdentity, checkpoint: Checkpoint = no_checkpoint) -> None:
+        self.root = root
+        self.identity = identity
+        self.checkpoint = checkpoint
+        self.path = os.path.join(root, identity.cluster_id)
+        self.backups_path = os.path.join(self.path, "backups")
+        self.incoming_path = os.path.join(self.path, "incoming")
+        self.ledger = LedgerFile(os.path.join(self.path, "ledger.jsonl"))
+
+    # -- identity ---------------------------------------------------------------------------------------------------
+    @classmethod
+    def find(cls, root: str, *, cluster_id: str = "", fingerprint: str = "") -> ClusterStore | None:
+        """The part of a cluster, named by id, by the fingerprint of any generation, or by being the only one."""
+        known = identities(root)
+        for identity in known.values():
+            found = cls(root, identity)
+            if not cluster_id and not fingerprint and len(known) == 1:
+                return found
+            if identity.cluster_id == cluster_id or (fingerprint and identity.generation_of(fingerprint)):
+                return found
+            if fingerprint and found.missing_generation(fingerprint):
+                return found
+        return None
+
+    @classmethod
+    def require(cls, root: str, *, cluster_id: str = "", fingerprint: str = "") -> ClusterStore:
+        """Like :meth:`find`, but a cluster that is not there is refused (code UNKNOWN_CLUSTER)."""
+        found = cls.find(root, cluster_id=cluster_id, fingerprint=fingerprint)
+        if found is None:
+            known = ", ".join(identities(root)) or "no cluster"
+            raise Refused(
+                f"The store {root} holds {known}; that leaves it open which cluster is meant."
+                if not cluster_id and not fingerprint
+                else f"The store {root} holds nothing of cluster {cluster_id or fingerprint[:16]}; it holds {known}.",
+                "UNKNOWN_CLUSTER",
+                "Correct store, cluster_id or fingerprint.",
+            )
+        return found
+
+    @classmethod
+    def open(
+        cls,
+        root: str,
+        fingerprint: str,
+        *,
+        uid: str,
+        members: t.Sequence[str],
+        run_id: str,
+        new_cluster: bool,
+        create: bool,
+        checkpoint: Checkpoint = no_checkpoint,
+    ) -> ClusterStore:
+        """The part of the cluster with ``fingerprint``, made if the store is empty or ``new_cluster`` says so.
+
+        With ``create`` false (check mode) nothing is written. Raises :class:`Refused` (ANOTHER_CLUSTER, ...).
+        """
+        try:
+            cluster_id = catalogue.cluster_id_of(fingerprint)
+        except Invalid as error:
+            raise Refused(
+                str(error) + ".", "BAD_FINGERPRINT", "Take cluster.fingerprint from the module cluster_info."
+            ) from None
+        known = identities(root)
+        for identity in known.values():
+            found = cls(root, identity, checkpoint)
+            if identity.generation_of(fingerprint):
+                return found
+            event = found.missing_generation(fingerprint)
+            if event:
+                return found._with_generation(fingerprint, uid, members, event, create)
+        problems = catalogue.store_problems(known, fingerprint, may_create=new_cluster)
+        if problems:
+            raise Refused(
+                "These bytes do not belong into this store.",
+                "ANOTHER_CLUSTER",
+                "Check store and the member that was asked. After a recovery the ledger must hold its event 'restored' "
+                "(drill: false) first. To keep a second cluster in the same store, say new_cluster: true once.",
+                reasons=as_reasons(problems),
+            )
+        facts = {"uid": uid, "members": tuple(members), "run_id": run_id, "added_at": utc_text(time.time())}
+        identity = catalogue.StoreIdentity(cluster_id, ()).with_generation(fingerprint, because="first", **facts)
+        made = cls(root, identity, checkpoint)
+        if create:
+            make_directory(made.path)
+            made.checkpoint("cluster directory")
+            write_atomically(os.path.join(made.path, "store.json"), catalogue.dump_identity(identity))
+            made.checkpoint("store.json")
+        return made
+
+    def missing_generation(self, fingerprint: str) -> ledger.Event | None:
+        """The event ``restored`` (no drill) of a generation that ``store.json`` does not list yet."""
+        if self.identity.generation_of(fingerprint):
+            return None
+        for event in self.ledger.chain().events:
+            if ledger.is_recovery(event) and event.data.get("fingerprint") == fingerprint:
+                return event
+        return None
+
+    def _with_generation(
+        self, fingerprint: str, uid: str, members: t.Sequence[str], event: ledger.Event, create: bool
+    ) -> ClusterStore:
+        self.identity = self.identity.with_generation(
+            fingerprint,
+            uid=uid,
+            members=tuple(members),
+            run_id=event.run_id,
+            added_at=event.time,
+            because=f"restored {event.data.get('backup')}",
+        )
+        if create:
+            write_atomically(os.path.join(self.path, "store.json"), catalogue.dump_identity(self.identity))
+        return self
+
+    # -- catalogue --------------------------------------------------------------------------------------------------
+    def entries(self) -> list[Entry]:
+        """Every directory of ``backups/``, in the order of ids (sequence, not time)."""
+        return [self.entry(name) for name in self._backup_names()]
+
+    def _backup_names(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.backups_path))
+        except FileNotFoundError:
+            return []
+
+    def entry(self, name: str) -> Entry:
+        """What one directory of ``backups/`` is. Never guesses: everything that is not fully understood is failed."""
+        directory = os.path.join(self.backups_path, name)
+        if not BACKUP_ID.match(name):
+            problem = Problem("UNKNOWN", f"{directory} is nothing that this collection made")
+            return Entry(name, "failed", None, (problem,))
+        try:
+            data = read_bytes(os.path.join(directory, "manifest.json"))
+            manifest = manifests.parse(data, cluster_id=self.identity.cluster_id, backup_id=name)
+        except FileNotFoundError:
+            return Entry(name, "incomplete", None, (Problem("NO_MANIFEST", f"{name} has no manifest"),))
+        except Unreadable as error:
+            return Entry(name, "failed", None, (Problem("UNREADABLE", error.message),))
+        except Invalid as error:
+            return Entry(name, "failed", None, tuple(error.problems))
+        generation = self.identity.generation_of(manifest.fingerprint)
+        if generation is None or generation.generation != manifest.generation:
+            problem = Problem("FOREIGN", f"{name} names a generation that store.json does not know")
+            return Entry(name, "failed", None, (problem,))
+        return Entry(name, "published", manifest, ())
+
+    def published(self, backup_id: str) -> Manifest:
+        """The manifest of a published backup. Raises :class:`Refused` (NOT_PUBLISHED) or :class:`Unreadable`."""
+        if not BACKUP_ID.match(backup_id) or not os.path.isdir(os.path.join(self.backups_path, backup_id)):
+            known = [entry.id for entry in self.entries() if entry.state == "published"]
+            raise Refused(
+                f"There is no backup {backup_id!r} in {self.path}.",
+                "NOT_PUBLISHED",
+                f"Published are: {', '.join(known[-10:]) or 'none'}.",
+            )
+        entry = self.entry(backup_id)
+        if entry.manifest is None:
+            raise Unreadable(
+                f"Backup {backup_id} cannot be used.",
+                "NOT_PUBLISHED" if entry.state == "incomplete" else "BAD_MANIFEST",
+                "Choose another backup, or ship again.",
+                reasons=as_reasons(entry.problems),
+            )
+        return entry.manifest
+
+    def data_path(self, backup_id: str) -> str:
+        """Where the files of a published backup are."""
+        return os.path.join(self.backups_path, backup_id, "data")
+
+    def incoming(self) -> list[str]:
+        """Ids of unfinished transfers."""
+        try:
+            return sorted(name for name in os.listdir(self.incoming_path) if BACKUP_ID.match(name))
+        except FileNotFoundError:
+            return []
+
+    def seen_ids(self) -> list[str]:
+        """Every id that was ever used here, as far as the store and its ledger tell."""
+        return [*self._backup_names(), *self.incoming(), *self._shipped_ids()]
+
+    def _shipped_ids(self) -> list[str]:
+        return [event.subject for event in self.ledger.chain().events if event.kind == "shipped"]
+
+    def free(self) -> tuple[int, int]:
+        """Free bytes and inodes of the file system for this user."""
+        path = self.path if os.path.isdir(self.path) else self.root
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else 1 << 62
+
+    # -- publishing -------------------------------------------------------------------------------------------------
+    def publish(self, backup_id: str, manifest: Manifest) -> None:
+        """Data first, then the manifest; then what was needed to resume goes away (law 4)."""
+        incoming = os.path.join(self.incoming_path, backup_id)
+        target = os.path.join(self.backups_path, backup_id)
+        sync_tree(os.path.join(incoming, "data"))
+        make_directory(self.backups_path)
+        make_directory(target)
+        self.checkpoint("directory made")
+        os.rename(os.path.join(incoming, "data"), os.path.join(target, "data"))
+        sync_directory(target)
+        sync_directory(incoming)
+        self.checkpoint("data moved")
+        write_atomically(os.path.join(target, "manifest.json"), manifests.dump(manifest))
+        self.checkpoint("manifest written")
+        remove_tree(incoming)
+        self.checkpoint("incoming removed")
+
+    def take_back(self) -> None:
+        """What a run that was killed while publishing left in ``backups/`` becomes an unfinished transfer again."""
+        for name in self.incoming():
+            incoming = os.path.join(self.incoming_path, name)
+            target = os.path.join(self.backups_path, name)
+            if os.path.exists(os.path.join(target, "manifest.json")):
+                remove_tree(incoming)
+            elif os.path.isdir(target):
+                if os.path.isdir(os.path.join(target, "data")) and not os.path.exists(os.path.join(incoming, "data")):
+                    os.rename(os.path.join(target, "data"), os.path.join(incoming, "data"))
+                remove_tree(target)
+
+    # -- lease ------------------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def mutex(self) -> t.Iterator[None]:
+        """A moment in which nobody else on this host decides about the lease; the kernel ends it with the process."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def look_at_lease(self) -> tuple[str, str]:
+        """Whether the lease could be had now, see ``catalogue.decide_lease``."""
+        try:
+            lease: catalogue.Lease | None = catalogue.parse_lease(read_bytes(os.path.join(self.path, "lock")))
+        except FileNotFoundError:
+            lease = None
+        except Invalid as error:
+            # It is written atomically, so an unreadable one was damaged and its owner cannot be known.
+            return "held", f"somebody unknown: {error}"
+        alive = lease is not None and _start_time(lease.owner.pid) == lease.owner.started
+        return catalogue.decide_lease(lease, this_process(), alive, time.time())
+
+    def refuse_if_held(self) -> str:
+        """Raise :class:`Refused` (code LOCKED) if a living owner has the lease; else why it is free to take."""
+        verdict, reason = self.look_at_lease()
+        if verdict == "held":
+            raise Refused(
+                f"Somebody else works on this part of the store: {reason}.",
+                "LOCKED",
+                f"Wait for it to end. If you know that it is gone for good, remove {os.path.join(self.path, 'lock')}.",
+            )
+        return reason
+
+    @contextlib.contextmanager
+    def lease(self, run_id: str) -> t.Iterator[Lease]:
+        """Hold the lease. Raises :class:`Refused` (code LOCKED)."""
+        with self.mutex():
+            taken_over = self.refuse_if_held()
+            held = Lease(self, run_id, taken_over)
+            held.renew(force=True)
+        try:
+            yield held
+        finally:
+            held.release()
+
+
+class Lease:
+    """The right to change a cluster's part of the store, renewed while work goes on."""
+
+    def __init__(self, store: ClusterStore, run_id: str, taken_over: str) -> None:
+        self.taken_over = taken_over
+        self._store = store
+        self._run_id = run_id
+        self._path = os.path.join(store.path, "lock")
+        self._me = this_process()
+        self._acquired = utc_text(time.time())
+        self._renewed = 0.0
+
+    def renew(self, force: bool = False) -> None:
+        """Prolong the lease if a while has passed."""
+        if force or time.monotonic() - self._renewed > RENEW_SECONDS:
+            expires = utc_text(time.time() + LEASE_SECONDS)
+            lease = catalogue.Lease(self._run_id, self._me, self._acquired, expires)
+            if not force:
+                self.confirm()
+            write_atomically(self._path, catalogue.dump_lease(lease))
+            self._renewed = time.monotonic()
+
+    def confirm(self) -> None:
+        """Raise :class:`Refused` (code LEASE_LOST) unless the lease is still ours; asked right before publishing."""
+        try:
+            owner = catalogue.parse_lease(read_bytes(self._path)).owner
+        except (FileNotFoundError, Invalid):
+            owner = None
+        if owner != self._me:
+            raise Refused(
+                "The lease of this part of the store was lost to somebody else; nothing was published.",
+                "LEASE_LOST",
+                "Run again. If it happens again, two schedulers ship into the same store: stop one.",
+            )
+
+    def release(self) -> None:
+        """Give the lease back if it is still ours."""
+        with self._store.mutex(), contextlib.suppress(FileNotFoundError, Invalid):
+            if catalogue.parse_lease(read_bytes(self._path)).owner == self._me:
+                os.unlink(self._path)
+
+
+class LedgerFile:
+    """``ledger.jsonl`` on disk."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def chain(self) -> ledger.Chain:
+        """All events; an absent file has none."""
+        try:
+            return ledger.read(read_bytes(self.path))
+        except FileNotFoundError:
+            return ledger.Chain((), (), 0)
+
+    def trusted(self) -> ledger.Chain:
+        """All events of an unbroken ledger. Raises :class:`Unreadable` (code LEDGER_BROKEN)."""
+        chain = self.chain()
+        if chain.problems:
+            raise Unreadable(
+                f"The ledger {self.path} is broken after {len(chain.events)} events.",
+                "LEDGER_BROKEN",
+                f"Keep it as evidence (mv {self.path} {self.path}.broken) and put back the copy of another store.",
+                reasons=as_reasons(chain.problems),
+            )
+        return chain
+
+    def append(
+        self, *, run_id: str, kind: str, subject: str, data: t.Mapping[str, t.Any], write: bool = True
+    ) -> tuple[ledger.Event, bool]:
+        """Append one event unless the same run did; returns the event and whether it is new. One writer at a time.
+
+        With ``write`` false the event is only predicted.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC if write else os.O_RDONLY | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self.path, flags, 0o600)
+        except FileNotFoundError:
+            return self._make(ledger.Chain((), (), 0), run_id, kind, subject, data), True
+        except OSError as error:
+            if error.errno in FULL:
+                raise store_full(self.path, error) from None
+            raise
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if write else fcntl.LOCK_SH)
+            chain = self.trusted()
+            known = ledger.repeated(chain.events, run_id, kind, subject, data)
+            if known is not None:
+                return known, False
+            event = self._make(chain, run_id, kind, subject, data)
+            if write:
+                self._write(descriptor, chain, event)
+            return event, True
+        finally:
+            os.close(descriptor)
+
+    def _make(
+        self, chain: ledger.Chain, run_id: str, kind: str, subject: str, data: t.Mapping[str, t.Any]
+    ) -> ledger.Event:
+        try:
+            return ledger.make(
+                chain.head, time=utc_text(time.time()), run_id=run_id, kind=kind, subject=subject, data=data
+            )
+        except Invalid as error:
+            raise Refused(
+                "This event cannot be recorded.",
+                "BAD_EVENT",
+                "Correct kind, subject and data.",
+                reasons=as_reasons(error.problems),
+            ) from None
+
+    def _write(self, descriptor: int, chain: ledger.Chain, event: ledger.Event) -> None:
+        end = os.fstat(descriptor).st_size - chain.torn
+        try:
+            # An unfinished line of a writer that was killed never happened.
+            os.ftruncate(descriptor, end)
+            line = event.line()
+            written = 0
+            while written < len(line):
+                written += os.pwrite(descriptor, line[written:], end + written)
+            os.fsync(descriptor)
+            if end == 0:
+                sync_directory(os.path.dirname(self.path))
+        except OSError as error:
+            os.ftruncate(descriptor, end)
+            if error.errno in FULL:
+                raise store_full(self.path, error) from None
+            raise
+
+
+def sync_tree(path: str) -> None:
+    """Make all names below a directory durable (the files were flushed as they landed)."""
+    for directory, _directories, _files in os.walk(path):
+        sync_directory(directory)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory of ours with everything in it; absent is fine."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DsmError(
+            f"{path} could not be removed: {error.strerror}.",
+            "CLEANUP_FAILED",
+            "Remove it by hand when nobody ships; it is not a published backup.",
+            errno=errno.errorcode.get(error.errno or 0, ""),
+        ) from None

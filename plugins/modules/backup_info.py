@@ -1,0 +1,141 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_info
+short_description: List the backups in the out-of-region store
+version_added: 0.1.0
+author:
+  - The kmsops.fortanix_dsm contributors (@kmsops)
+description:
+  - Reads the catalogue of a store. Manifests are read strictly. What is unreadable, empty, foreign, newer than this
+    release or not understood is listed as failed, never left out.
+  - The bits themselves are proved by M(kmsops.fortanix_dsm.backup_verify); its last verdict is listed here.
+options:
+  store:
+    description: Root directory of the store.
+    type: path
+    required: true
+  cluster_id:
+    description: List this cluster only. Absent means every cluster of the store.
+    type: str
+  fingerprint:
+    description: As O(cluster_id), named by the fingerprint of any of its generations.
+    type: str
+extends_documentation_fragment:
+  - kmsops.fortanix_dsm.attributes
+  - kmsops.fortanix_dsm.attributes.store
+attributes:
+  check_mode:
+    support: full
+    details: It only reads.
+  diff_mode:
+    support: none
+    details: Nothing changes.
+  idempotent:
+    support: full
+seealso:
+  - module: kmsops.fortanix_dsm.backup_verify
+"""
+
+EXAMPLES = r"""
+- name: List what the store holds
+  kmsops.fortanix_dsm.backup_info:
+    store: /srv/dsm-store
+  register: catalogue
+"""
+
+RETURN = r"""
+clusters:
+  description: The clusters of the store with their generations.
+  returned: success
+  type: list
+  elements: dict
+backups:
+  description:
+    - Published and failed backups in the order of their numbers, oldest first. A published one has every key of its
+      manifest, and those that a candidate of M(kmsops.fortanix_dsm.restore) has.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    id:
+      description: Id in the store. Its number decides what is newer.
+      type: str
+      sample: 00000007-20261122T005300Z
+    cluster_id:
+      description: The cluster.
+      type: str
+    state:
+      description: V(published), V(incomplete) (no manifest) or V(failed).
+      type: str
+    published:
+      description: Whether it is published and its manifest is understood.
+      type: bool
+    verdict:
+      description: V(ok) or V(failed) by the last verification, V(unverified) if there was none.
+      type: str
+    verified:
+      description: Whether the last verification found everything right.
+      type: bool
+    verified_at:
+      description: When that was (UTC).
+      type: str
+    reasons:
+      description: Why it is not published.
+      type: list
+      elements: dict
+    path:
+      description: The single file, or the directory with all files, in the store.
+      type: str
+    sha256:
+      description: SHA-256 of a single file, or the digest of the C(sha256sum) lines of all files sorted by path.
+      type: str
+    pairs:
+      description: What it is worth to each node that it was sealed for, proved, golden, presumed or impossible.
+      type: list
+      elements: dict
+incoming:
+  description: Ids of unfinished transfers. They never count.
+  returned: success
+  type: list
+  elements: str
+table:
+  description: The same as lines of text for a person.
+  returned: success
+  type: list
+  elements: str
+"""
+
+import typing as t
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import Outcome, Shell, run_module
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
+
+
+def argument_spec() -> dict[str, t.Any]:
+    """Options of the module."""
+    return {
+        "store": {"type": "path", "required": True},
+        "cluster_id": {"type": "str"},
+        "fingerprint": {"type": "str"},
+    }
+
+
+def body(shell: Shell) -> Outcome:
+    """Read the catalogue."""
+    params = shell.params
+    return Outcome(False, **info(params["store"], params["cluster_id"] or "", params["fingerprint"] or ""))
+
+
+def main() -> None:
+    """Entry point."""
+    run_module(argument_spec(), body, mutually_exclusive=[("cluster_id", "fingerprint")])
+
+
+if __name__ == "__main__":
+    main()
