@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ._core import testimony
 from ._errors import CommandFailed, DsmError, Reason, Refused
 from ._runner import LocalRunner, Operations, Runner
 
@@ -172,6 +173,21 @@ def identity_reasons(
             Reason("SERIAL_MISMATCH", f"serial {expected_serial!r} is expected, but this host has {host.serial!r}.")
         )
     return reasons
+
+
+def require_testimony(params: t.Mapping[str, t.Any]) -> testimony.Testimony:
+    """What others said in this run.
+
+    :raises Refused: the module was called without its action plugin (code ``TESTIMONY_MISSING``)
+    """
+    heard = testimony.read(params.get("testimony"))
+    if heard is None:
+        raise Refused(
+            "This module does nothing without the testimony that its action plugin gathers.",
+            "TESTIMONY_MISSING",
+            "Call it by its full name kmsops.fortanix_dsm.<module> in a play or with ansible, not as a script.",
+        )
+    return heard
 
 
 def run_module(

@@ -239,7 +239,7 @@ class OperationResult:
 
     ``rc`` is None while it runs, and when it ended with nobody left to note its exit code (power cut, kill -9): the
     caller then reads the state, which it must do anyway. ``started_at`` is UTC, ISO 8601. ``attached`` tells that this
-    call did not start it.
+    call did not start it, ``reported`` that an earlier call has already told how it ended.
     """
 
     rc: int | None
@@ -248,6 +248,7 @@ class OperationResult:
     attached: bool
     seconds: float
     running: bool
+    reported: bool = False
 
 
 class Operations:
@@ -420,6 +421,7 @@ class Operations:
             attached=attached,
             seconds=round(max(0.0, (float(end["ended"]) if end and not running else time.time()) - begun), 3),
             running=running,
+            reported=bool(end and end.get("reported")),
         )
 
     def _shown_output(self, name: str, record: t.Mapping[str, t.Any], attached: bool, secrets: t.Sequence[str]) -> str:

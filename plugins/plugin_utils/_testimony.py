@@ -52,7 +52,7 @@ class Box:
         os.replace(staged, path)
 
     def take(self, max_age: float = MAX_AGE) -> dict[str, t.Any]:
-        """Everything younger than ``max_age`` seconds: ``{now, nonce, witnesses: {host: result}, ledger: result|null}``."""
+        """All that is younger than ``max_age`` seconds: ``{now, nonce, witnesses: {host: result}, ledger: result}``."""
         nonce = self._nonce(make=False)
         witnesses: dict[str, t.Any] = {}
         ledgers: list[tuple[float, t.Any]] = []
