@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-import os
 import select
 import signal
 import socket
@@ -62,7 +62,7 @@ def traces() -> dict[str, set[str]]:
     mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
     loops = run(["losetup", "--noheadings", "--raw", "--output", "BACK-FILE"], check=False).stdout.splitlines()
     return {
-        "container": set(podman("ps", "--all", "--format", "{{.Names}}").stdout.split()),
+        "container": set(containers()),
         "namespace": {path.name for path in paths.namespace("").glob("*")},
         "route": set(run(["ip", "route", "show", "table", "all"]).stdout.splitlines()),
         "link": {line.split(":")[1] for line in run(["ip", "-oneline", "link"]).stdout.splitlines()},
@@ -79,22 +79,21 @@ def traces() -> dict[str, set[str]]:
 
 
 def _processes() -> set[str]:
-    """The processes that belong to a container of the lab or that stand in a network other than ours."""
+    """The processes that hold a container of the lab, or that stand in one of its networks."""
     found = set()
-    ours = os.stat("/proc/self/ns/net").st_ino
+    inside = {str(number) for number in namespaces.processes(network.inodes())}
     for place in Path("/proc").glob("[0-9]*"):
-        try:
+        with contextlib.suppress(OSError):
             words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            elsewhere = (place / "ns" / "net").stat().st_ino != ours
-        except OSError:
-            continue
-        if elsewhere or "conmon" in words:
-            found.add(f"{place.name} {words[:60]}")
+            if place.name in inside or ("conmon" in words and f" -n {network.PREFIX_OF_NAMES}" in words):
+                found.add(f"{place.name} {words[:60]}")
     return found
 
 
-def left_over(before: dict[str, set[str]]) -> list[str]:
+def left_over(before: dict[str, set[str]], networks: set[int]) -> list[str]:
+    """What is there and was not before; ``networks`` are the identities of networks that are gone by now."""
     now = traces()
+    now["process"] |= {str(number) for number in namespaces.processes(networks)}
     return sorted(f"{kind} {item}" for kind, items in now.items() for item in items - before[kind])
 
 
@@ -108,9 +107,10 @@ def call(*argv: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]
 def down_leaves_nothing() -> str:
     before = traces()
     demand(call("up", "--bare", "--purpose", "selftest").returncode == 0, "up failed")
+    networks = network.inodes()
     there = sum(len(items) for items in traces().values()) - sum(len(items) for items in before.values())
     demand(call("down").returncode == 0, "down failed")
-    rest = left_over(before)
+    rest = left_over(before, networks)
     demand(not rest, f"left behind: {'; '.join(rest)}")
     again = call("down")
     demand(again.returncode == 0, f"a second down failed: {again.stderr}")
@@ -156,12 +156,14 @@ def killed_up_is_repaired() -> str:
         finally:
             child.send_signal(signal.SIGKILL)
             child.wait()
+        networks = network.inodes()
         after = call("up", "--bare", "--purpose", "selftest")
         demand(after.returncode == 0, f"killed where {where}: the next up failed: {after.stderr}")
         silent = [host.name for host in topology().hosts if not _reaches(CONTROLLER_NAMESPACE, host.address)]
         demand(not silent, f"killed where {where}: after the next up {', '.join(silent)} do not answer")
+        networks |= network.inodes()
         demand(call("down").returncode == 0, f"killed where {where}: down failed")
-        rest = left_over(before)
+        rest = left_over(before, networks)
         demand(not rest, f"killed where {where}: left behind: {'; '.join(rest)}")
     return f"killed at {len(points)} points, the next up made a whole lab each time"
 
