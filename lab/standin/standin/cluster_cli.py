@@ -385,10 +385,16 @@ def remove(cfg: node.NodeConfig, name: str) -> int:
     if alive:
         with contextlib.suppress(kube.ApiError, OSError):
             membership.client(address).request("POST", "/v1/leave", {})
+            node.wait_until(lambda: not still_serves(address), 20, f"the end of the services of {name}", 0.2)
     agent.remember(cluster)
     command.at("done")
     command.say("removed", name=name)
     return 0
+
+
+def still_serves(address: str) -> bool:
+    """Tell whether any service of a member still answers at an address."""
+    return any(node.port_open(address, port, 2.0) for port in (443, 6443, membership.PORT, 7000))
 
 
 def address_of(cluster: kube.Cluster, name: str) -> str | None:
@@ -463,7 +469,7 @@ def reset(cfg: node.NodeConfig) -> int:
     with contextlib.suppress(FileNotFoundError):
         node.MARKER.unlink()
     stop_joins()
-    node.stop_units()
+    node.kill_units()
     cassandra.wait_gone(60)
     command.at("stopped")
     for directory in (node.CASSANDRA_DIR, node.ETCD_DIR, node.KUBERNETES_DIR):

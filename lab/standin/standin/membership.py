@@ -217,7 +217,8 @@ class Service:
             if not node.read_state().get("decommissioned"):
                 node.write_state({"phase": "leaving"})
                 try:
-                    cassandra.nodetool("decommission")
+                    # forced: else Cassandra refuses for its own system_distributed (3 copies) in a cluster of 3
+                    cassandra.nodetool("decommission", "--force")
                 except node.StandinError as error:
                     raise Refused(500, str(error)) from error
                 node.write_state({"decommissioned": True})

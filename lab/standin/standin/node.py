@@ -195,6 +195,12 @@ def stop_units(units: Iterable[str] = UNITS) -> None:
     systemctl("reset-failed", *units, check=False)
 
 
+def kill_units(units: Iterable[str] = UNITS) -> None:
+    """End systemd units without giving them time to finish anything, and wait until their processes are gone."""
+    systemctl("kill", "--signal=KILL", *units, check=False)
+    stop_units(units)
+
+
 def port_open(address: str, port: int, timeout: float = 1.0) -> bool:
     """Tell whether something accepts TCP connections there."""
     try:
