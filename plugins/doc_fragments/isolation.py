@@ -26,7 +26,7 @@ options:
         type: str
       service_address:
         description:
-          - The address that clients use. It must not be on this host, loopback interfaces excepted.
+          - The address that clients use. It must not be on this host, not even on its loopback interface.
         type: str
       production_endpoints:
         description:

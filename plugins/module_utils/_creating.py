@@ -95,7 +95,7 @@ class Creating:
         reasons += self_address_reasons(params["self_address"], self._host.addresses)
         reasons += version_reasons(params["own_version"], None)
         reasons += self._config_reasons()
-        reasons += probe_isolation(params["isolation"], self._host.addresses)
+        reasons += probe_isolation(params["isolation"], self._host.every_address)
         for other in ("join", "reset", "restore"):
             status = self._shell.operations.status(other)
             if status is not None and status.running:

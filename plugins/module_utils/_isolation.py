@@ -35,8 +35,8 @@ def isolation_spec() -> dict[str, t.Any]:
 def probe_isolation(isolation: t.Mapping[str, t.Any], own_addresses: t.Iterable[str]) -> list[Reason]:
     """Try every production endpoint and resolve the service name, now, from here; empty means isolated.
 
-    :param own_addresses: this host's addresses, loopback left out: a service address is often kept on loopback by
-        every node while something else decides which of them gets the traffic
+    :param own_addresses: every address of this host, those on loopback included: that is where a service address is
+        often kept (``HostIdentity.every_address``)
     """
     seconds = float(isolation.get("timeout") or 3)
     probes = [

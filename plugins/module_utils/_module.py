@@ -51,12 +51,22 @@ def confirmed_spec() -> dict[str, t.Any]:
 
 @dataclass(frozen=True)
 class HostIdentity:
-    """What this host says it is. ``addresses`` leaves out loopback interfaces, where shared service addresses live."""
+    """What this host says it is.
+
+    ``addresses`` leaves out the loopback interface, where shared service addresses live that say nothing about who this
+    is; those are in ``on_loopback``.
+    """
 
     name: str
     addresses: list[str]
     serial: str | None
     python: str
+    on_loopback: tuple[str, ...] = ()
+
+    @property
+    def every_address(self) -> list[str]:
+        """Everything that packets may be sent to and end here."""
+        return [*self.addresses, *self.on_loopback]
 
     def as_dict(self) -> dict[str, t.Any]:
         return {"name": self.name, "addresses": self.addresses, "serial": self.serial, "python": self.python}
@@ -114,11 +124,13 @@ class Shell:
 
     def host_identity(self) -> HostIdentity:
         """Read name, addresses and serial of this host now."""
+        addresses, on_loopback = _addresses(self.runner)
         return HostIdentity(
             name=socket.gethostname(),
-            addresses=_addresses(self.runner),
+            addresses=addresses,
             serial=_serial(self.runner),
             python=platform.python_version(),
+            on_loopback=tuple(on_loopback),
         )
 
     def require_confirmed_host(
@@ -250,17 +262,24 @@ def _plain_address(address: str) -> str:
         return address.strip()
 
 
-def _addresses(runner: Runner) -> list[str]:
-    """Addresses of all interfaces but loopback, from ``ip -o addr show`` (the text is the same in every version)."""
+def _addresses(runner: Runner) -> tuple[list[str], list[str]]:
+    """Addresses of all interfaces but loopback, and those that loopback carries beside its own.
+
+    From ``ip -o addr show``, whose text is the same in every version.
+    """
     text = runner.run(["ip", "-o", "addr", "show"], timeout=10, reading=True).stdout
-    found = []
+    addresses: list[str] = []
+    on_loopback: list[str] = []
     for line in text.splitlines():
         words = line.split()
-        if len(words) >= 4 and words[1] != "lo" and words[2] in ("inet", "inet6"):
-            address = words[3].split("/")[0]
-            if not ipaddress.ip_address(address).is_link_local and address not in found:
-                found.append(address)
-    return found
+        if len(words) < 4 or words[2] not in ("inet", "inet6"):
+            continue
+        address = words[3].split("/")[0]
+        parsed = ipaddress.ip_address(address)
+        found = on_loopback if words[1] == "lo" else addresses
+        if not parsed.is_link_local and not parsed.is_loopback and address not in found:
+            found.append(address)
+    return addresses, on_loopback
 
 
 def _serial(runner: Runner) -> str | None:

@@ -294,7 +294,7 @@ def body(shell: Shell) -> Outcome:
     host = _host(shell, me, fingerprint, api)
     reasons = restore_plan.journal_reasons(entry, ids, [step["name"] for step in params["steps"]])
     reasons += restore_plan.host_reasons(host, testimony.read(params["testimony"]))
-    reasons += probe_isolation(params["isolation"], me.addresses)
+    reasons += probe_isolation(params["isolation"], me.every_address)
     accepted = refuse_unless_accepted(reasons, params["accept"], f"Nothing was restored onto {me.name}.")
     if entry is None:
         chosen, doubts, passed_over = choose(candidates, host, params)

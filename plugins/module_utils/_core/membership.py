@@ -536,7 +536,7 @@ def isolation_reasons(
 
     :param endpoints: production endpoints, tried from here
     :param service_addresses: what the service name resolves to here, and the declared service address
-    :param own: this host's addresses, loopback left out
+    :param own: every address of this host
     """
     reasons = []
     if not endpoints:
