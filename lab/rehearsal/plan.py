@@ -5,22 +5,16 @@
 from __future__ import annotations
 
 import calendar
-import hashlib
 import json
-import os
-import pathlib
-import sys
 import time
 import typing as t
 from dataclasses import dataclass
 
 import yaml
 
+from rehearsal import wheelhouse
 from rehearsal.commands import CHECKOUT, CommandFailed, Commands, results
 
-WHEELS = CHECKOUT / "roles" / "backup_store" / "files" / "requirements.txt"
-STORE_PYTHON = "3.11"  # what the lab's hosts run
-PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 PROVE = CHECKOUT / "lab" / "rehearsal" / "prove.yml"
 DR_NODE = "dr1"
 HEALTHY_NODES = 3
@@ -83,7 +77,7 @@ class Plan:
             if failure.rc == LAB_ALREADY_RUNNING:
                 self.forget_lab()
             raise
-        self.variables["dsm_store_wheelhouse"] = str(self._wheelhouse())
+        self.variables["dsm_store_wheelhouse"] = str(wheelhouse.provide())
         self.variables["dsm_run_id"] = time.strftime("rehearsal-%Y%m%dT%H%M%SZ", time.gmtime())
         return {"wheelhouse": self.variables["dsm_store_wheelhouse"], "run_id": self.variables["dsm_run_id"]}
 
@@ -208,22 +202,6 @@ class Plan:
     def _hosts(self, group: str) -> list[str]:
         with open(CHECKOUT / "build" / "lab" / "inventory.yml", encoding="utf-8") as stream:
             return sorted(yaml.safe_load(stream)["all"]["children"][group]["hosts"])
-
-    def _wheelhouse(self) -> pathlib.Path:
-        """The store's paramiko as wheels, downloaded once and kept under the hash of what was asked for."""
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "kmsops-lab"
-        wanted = hashlib.sha256(WHEELS.read_bytes() + repr((STORE_PYTHON, PLATFORMS)).encode()).hexdigest()[:16]
-        target = cache / f"wheelhouse-{wanted}"
-        if not target.is_dir():
-            partial = cache / f"wheelhouse-{wanted}.partial"
-            argv = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps"]
-            argv += ["--only-binary", ":all:", "--implementation", "cp", "--python-version", STORE_PYTHON]
-            argv += [word for platform in PLATFORMS for word in ("--platform", platform)]
-            argv += ["--requirement", str(WHEELS), "--dest", str(partial)]
-            self.commands.progress("Download paramiko for the store (once)")
-            self.commands.run(argv, self.commands.logs / "wheelhouse.log")
-            partial.rename(target)
-        return target
 
 
 def _last(found: list[dict[str, t.Any]], key: str) -> dict[str, t.Any]:

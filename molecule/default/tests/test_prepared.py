@@ -1,0 +1,83 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A prepared DR node is empty, production is whole, and the backup that the node can open is out of region."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+MEMBERS = ("dc1-n1", "dc2-n1", "dc3-n1")
+STORE = "/srv/dsm-store"
+
+
+def kubectl(host, *words):
+    with host.sudo():
+        done = host.run(f"KUBECONFIG=/etc/kubernetes/admin.conf kubectl {' '.join(words)}")
+    assert done.rc == 0, done.stderr
+    return done.stdout
+
+
+def of(host, *names):
+    name = host.backend.get_hostname()
+    if name not in names:
+        pytest.skip(f"not about {name}")
+    return name
+
+
+def test_the_dr_node_holds_nothing_of_a_cluster(host):
+    of(host, "dr1")
+    with host.sudo():
+        for path in ("/etc/kubernetes/admin.conf", "/var/lib/etcd/member", "/var/lib/cassandra/data"):
+            assert not host.file(path).exists, path
+    assert not host.process.filter(comm="java")
+
+
+def test_production_has_its_three_nodes_and_no_fourth(host):
+    of(host, *MEMBERS)
+    nodes = json.loads(kubectl(host, "get", "nodes", "-o", "json"))["items"]
+    assert sorted(node["metadata"]["name"] for node in nodes) == sorted(MEMBERS)
+
+
+def test_no_token_of_ours_is_left(host):
+    of(host, "dc1-n1")
+    secrets = json.loads(kubectl(host, "get", "secrets", "--namespace", "kube-system", "-o", "json"))["items"]
+    tokens = [one for one in secrets if one["type"] == "bootstrap.kubernetes.io/token"]
+    assert not [one for one in tokens if "kmsops" in json.dumps(one.get("data", {}))]
+
+
+@pytest.fixture
+def cluster(host):
+    of(host, "store")
+    with host.sudo():
+        found = host.run(f"ls {STORE}").stdout.split()
+        assert len(found) == 1, found
+        yield f"{STORE}/{found[0]}"
+
+
+def test_a_published_backup_is_sealed_for_the_dr_node_as_a_member(host, cluster):
+    manifests = host.run(f"ls {cluster}/backups/*/manifest.json").stdout.split()
+    assert manifests
+    sealed = [one for path in manifests for one in json.loads(host.file(path).content_string)["sealed_for"]]
+    assert [one for one in sealed if one["node"] == "dr1" and one["member"] and one["joined_at"]]
+
+
+def test_nothing_half_done_is_left_in_the_store(host, cluster):
+    assert host.run(f"find {cluster}/incoming -type f").stdout == ""
+
+
+def test_the_ledger_tells_the_story_in_order(host, cluster):
+    lines = host.file(f"{cluster}/ledger.jsonl").content_string.splitlines()
+    kinds = [json.loads(line)["kind"] for line in lines]
+    story = ["joined", "backup_started", "shipped", "verified", "removed", "set_aside"]
+    places = [kinds.index(kind) for kind in story]
+    assert places == sorted(places), kinds
+    assert kinds.count("set_aside") == 1, "the second run recorded something again"
+
+
+def test_the_pulling_key_can_do_nothing_but_read(host):
+    of(host, "landing")
+    with host.sudo():
+        line = host.file("/home/dsmbackup/.ssh/authorized_keys").content_string
+    assert 'restrict,command="internal-sftp -R"' in line

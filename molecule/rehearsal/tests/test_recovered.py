@@ -1,0 +1,60 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""After the plan three nodes out of region hold production's data, and the ledger says where it came from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+NODES = ("dr1", "spare1", "spare2")
+STORE = "/srv/dsm-store"
+
+
+def of(host, *names):
+    name = host.backend.get_hostname()
+    if name not in names:
+        pytest.skip(f"not about {name}")
+    return name
+
+
+def test_three_nodes_are_ready(host):
+    of(host, *NODES)
+    with host.sudo():
+        done = host.run("KUBECONFIG=/etc/kubernetes/admin.conf kubectl get nodes -o json")
+    nodes = json.loads(done.stdout)["items"]
+    ready = [
+        node["metadata"]["name"]
+        for node in nodes
+        for condition in node["status"]["conditions"]
+        if condition["type"] == "Ready" and condition["status"] == "True"
+    ]
+    assert sorted(ready) == sorted(NODES)
+
+
+@pytest.mark.parametrize("question", ["", "?consistency=quorum", "?consistency=all"])
+def test_every_node_answers_healthy(host, question):
+    of(host, *NODES)
+    done = host.run(f"curl -ks -o /dev/null -w '%{{http_code}}' 'https://127.0.0.1/sys/v1/health{question}'")
+    assert done.stdout == "204"
+
+
+def test_the_ledger_says_what_was_restored_and_proved(host):
+    of(host, "store")
+    with host.sudo():
+        events = [json.loads(line) for line in host.run(f"cat {STORE}/*/ledger.jsonl").stdout.splitlines()]
+    kinds = [event["kind"] for event in events]
+    story = ["joined", "set_aside", "trial_created", "restored", "proved", "expanded"]
+    places = [kinds.index(kind) for kind in story]
+    assert places == sorted(places), kinds
+    restored = [event for event in events if event["kind"] == "restored"]
+    assert len(restored) == 1, "restored twice"
+    assert restored[0]["data"]["mode"] == "disaster"
+
+
+def test_the_new_cluster_cannot_overwrite_production_backups(host):
+    of(host, *NODES)
+    with host.sudo():
+        found = host.run("grep -rl /home/dsmbackup/backup /var/lib/kmsops --include=*.yaml")
+    assert found.stdout == ""
