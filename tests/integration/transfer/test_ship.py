@@ -1,0 +1,125 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Shipping, listing, verifying and staging against a real sshd."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+
+from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import Site, run_module
+
+SEALED = [
+    {
+        "node": "dr1",
+        "platform_id": "SERIAL-1",
+        "version": "5.4.2031",
+        "joined_at": "2026-11-21T10:00:00Z",
+        "member": True,
+    }
+]
+
+
+def test_a_delivery_is_published_listed_and_verified(site: Site) -> None:
+    archive = site.deliver()
+    result = site.ship(sealed_for=SEALED)
+    assert not result.failed, result.output
+    assert result.changed
+    (backup,) = result.backups
+    assert backup["published"] and not backup["already"]
+    assert backup["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert backup["sealed_for"] == SEALED and backup["provenance"] == "by_source"
+    assert result.bytes == archive.stat().st_size and result.peak_rss < 200 << 20
+    listed = run_module("backup_info", {"store": str(site.store)})
+    assert [item["id"] for item in listed.backups] == [backup["id"]]
+    assert listed.backups[0]["verdict"] == "unverified"
+    verified = run_module("backup_verify", {"store": str(site.store), "run_id": "run-1"})
+    assert [item["verdict"] for item in verified.verdicts] == ["ok"] and not verified.changed
+    assert verified.verdicts[0]["structure"] == "archive"
+    again = run_module("backup_info", {"store": str(site.store), "cluster_id": result.cluster_id})
+    assert again.backups[0]["verified"] is True
+    kinds = [event["kind"] for event in run_module("ledger", {"store": str(site.store), "state": "verified"}).events]
+    assert kinds == ["shipped", "observed_members", "verified"]
+
+
+def test_a_second_run_changes_nothing(site: Site) -> None:
+    site.deliver()
+    assert site.ship().changed
+    before = site.snapshot()
+    second = site.ship(run_id="run-2")
+    assert not second.changed and second.diff["before"] == second.diff["after"]
+    assert [item["already"] for item in second.backups] == [True]
+    assert site.snapshot() == before
+
+
+def test_check_mode_predicts_exactly_and_writes_nothing(site: Site) -> None:
+    site.deliver()
+    before = site.snapshot()
+    predicted = site.ship(check=True)
+    assert predicted.changed and site.snapshot() == before
+    real = site.ship()
+    assert [item["id"] for item in predicted.backups] == [item["id"] for item in real.backups]
+    assert predicted.diff == real.diff
+    assert not site.ship(check=True).changed
+
+
+def test_a_directory_per_node_keeps_its_tree(site: Site) -> None:
+    top = site.source / "20261122T0100Z"
+    for node in ("dc1-n1", "dc2-n1", "dc3-n1"):
+        (top / node / "dsm").mkdir(parents=True)
+        (top / node / "dsm" / "nb-1-big-Data.db").write_bytes(node.encode() * 1000)
+        site.at(top / node / "dsm" / "nb-1-big-Data.db", 600)
+    result = site.ship()
+    assert not result.failed, result.output
+    assert [item["path"] for item in result.backups[0]["files"]] == [
+        f"{node}/dsm/nb-1-big-Data.db" for node in ("dc1-n1", "dc2-n1", "dc3-n1")
+    ]
+    per_node = site.ship(sources=[site.sshd.login(path=f"{site.source}/*/*", layout="per_node")], store=str(site.store))
+    assert len(per_node.backups) == 1 and per_node.backups[0]["files"] == result.backups[0]["files"]
+
+
+def test_a_local_drop_box_needs_no_ssh(site: Site) -> None:
+    site.deliver()
+    result = site.ship(sources=[{"path": f"{site.source}/*"}], request={"hide": ["paramiko"]})
+    assert not result.failed, result.output
+    assert result.backups[0]["published"]
+
+
+def test_snapshot_started_makes_the_pair_golden(site: Site) -> None:
+    site.deliver("old.tar.gz", age=3600)
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 60))
+    site.deliver("new.tar.gz", age=30)
+    result = site.ship(sealed_for=SEALED, snapshot_started=started)
+    assert not result.failed, result.output
+    assert [(item["snapshot_started"], item["pairs"][0]["kind"]) for item in result.backups] == [
+        (None, "presumed"),
+        (started, "golden"),
+    ]
+    folded = run_module("ledger", {"store": str(site.store)}).folded
+    assert [(item["id"], item["node"]) for item in folded["golden"]] == [(result.backups[1]["id"], "dr1")]
+
+
+def test_staging_puts_the_published_bytes_on_the_node(site: Site) -> None:
+    archive = site.deliver()
+    shipped = site.ship()
+    target = site.store.parent / "node" / "restore"
+    args = {
+        "state": "staged",
+        "store": str(site.store),
+        "cluster_id": shipped.cluster_id,
+        "id": "newest",
+        "push": site.sshd.login(path=str(target)),
+    }
+    predicted = run_module("backup_ship", args, check=True)
+    assert predicted.changed and not target.exists()
+    staged = run_module("backup_ship", args)
+    assert staged.changed and staged.staged["sha256"] == shipped.backups[0]["sha256"]
+    landed = (target / shipped.backups[0]["id"] / "data" / archive.name).read_bytes()
+    assert staged.staged["path"] == str(target / shipped.backups[0]["id"] / "data" / archive.name)
+    assert landed == archive.read_bytes()
+    assert not run_module("backup_ship", args).changed
+    (target / shipped.backups[0]["id"] / "data" / archive.name).write_bytes(landed[:-1] + b"x")
+    repaired = run_module("backup_ship", args)
+    assert repaired.changed and json.dumps(repaired.staged)
+    assert (target / shipped.backups[0]["id"] / "data" / archive.name).read_bytes() == archive.read_bytes()
