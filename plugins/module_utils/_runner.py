@@ -490,7 +490,10 @@ except OSError as error:
 record["child"] = [child.pid, born(child.pid)]
 save("record.json", record)
 os.close(spec["lock"])
-os.write(1, b"started")
+try:
+    os.write(1, b"started")
+except OSError:
+    pass  # the starter has died meanwhile: the operation goes on
 null = os.open(os.devnull, os.O_RDWR)
 for number in (0, 1, 2):
     os.dup2(null, number)
