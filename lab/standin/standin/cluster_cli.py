@@ -272,7 +272,7 @@ def join(cfg: node.NodeConfig, peer: str, token: str) -> int:
     with cluster.lock("database", cfg.name):
         copies = agent.set_replication(cluster, cfg, joining=cfg.name)
         if sum(copies.values()) > 1:
-            cassandra.nodetool("rebuild", "--keyspace", cassandra.KEYSPACE)
+            cassandra.rebuild()
         mark_data_held(cluster, cfg)
 
     command.at("master-key")

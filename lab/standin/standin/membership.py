@@ -284,9 +284,11 @@ def open_cmk(cfg: node.NodeConfig) -> tuple[bytes, int] | None:
 
 
 def secure_join(cluster: kube.Cluster) -> bool:
-    """Tell whether joins wait for a person: Secure Node Join of the cluster, or the fault ``join-pending`` here."""
+    """Tell whether joins wait for a person: Secure Node Join of the cluster, or one of the knobs for it here."""
+    if any(faults.active(knob) is not None for knob in ("join-pending", "secure-join")):
+        return True
     settings = ((cluster.get(REQUESTS_PATH) or {}).get("metadata") or {}).get("annotations") or {}
-    return faults.active("join-pending") is not None or settings.get("stand-in/secure-node-join") == "on"
+    return settings.get("stand-in/secure-node-join") == "on"
 
 
 def set_secure_join(cluster: kube.Cluster, setting: str) -> None:
