@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Makes ansible_collections.kmsops.fortanix_dsm and the lab's packages importable from a flat checkout in any directory."""
+"""Makes the collection and the lab's packages importable from a flat checkout in any directory."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def _namespace(name: str, path: Path | None) -> None:
 _namespace("ansible_collections", None)
 _namespace("ansible_collections.kmsops", None)
 _namespace("ansible_collections.kmsops.fortanix_dsm", ROOT)
-for directory in (ROOT / "lab", ROOT / "lab" / "standin"):
+for directory in (ROOT / "lab", ROOT / "lab" / "standin", ROOT / "tests" / "support"):
     sys.path.insert(0, str(directory))

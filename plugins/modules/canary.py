@@ -62,7 +62,7 @@ options:
     description: Account that O(user) selects after logging in.
     type: str
   group_id:
-    description: Group for new keys. The default group of the app when absent.
+    description: Group for new keys. The default group of the app when absent; a user has none.
     type: str
   reference_time:
     description:
