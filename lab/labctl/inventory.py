@@ -65,6 +65,7 @@ def render(
         "dsm_open_service_steps": [
             {"name": "lead the service address", "argv": [str(command), "service-address", rehearsal_host]}
         ],
+        "dsm_backup_quiet": 3,
         "dsm_rehearsal_allowed": True,
         "dsm_rehearsal_host": rehearsal_host,
     }
@@ -101,7 +102,7 @@ def render(
                         "address": host.address,
                         "port": 22,
                         "user": LANDING_USER,
-                        "path": LANDING_PATH,
+                        "path": f"{LANDING_PATH}/*",
                         "layout": "single",
                     },
                 }
