@@ -38,6 +38,8 @@ _EXIT_CODES = (
 
 
 def main(argv: Sequence[str]) -> int:
+    if argv[:1] == ["load"]:
+        argv = ["load", "--", *argv[1:]]  # its options are its own
     arguments = parser().parse_args(argv)
     try:
         if os.geteuid() != 0:
