@@ -219,7 +219,7 @@ def run_module(
         module.fail_json(actions=shell.runner.actions, **error.as_result())
     except Exception as error:  # the boundary: nothing may leave a module as a traceback
         module.fail_json(
-            msg=f"Unexpected {type(error).__name__} in {body.__module__.rsplit('.', 1)[-1]}; see details.",
+            msg=f"Unexpected {type(error).__name__} in this module; see details.",
             error_code="INTERNAL",
             reasons=[],
             remedy="This is a defect of the collection. Report it with the details.",

@@ -140,7 +140,7 @@ def body(shell: _module.Shell) -> _module.Outcome:
         described = _cluster.describe(cluster)
         described["uid"] = reader.uid()
     if described is not None and api is not None:
-        described["health"] = {name: answer.as_dict() for name, answer in api.health().items()}
+        described["health"] = {name: answer.as_dict() for name, answer in api.health_answers().items()}
         described["version"], described["server_mode"] = _cluster.ask_version(api)
     return _module.Outcome(
         False,
