@@ -71,3 +71,11 @@ def get(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     build(draft)
     os.replace(draft, final)
     return final
+
+
+def forget_older(kind: str, key: str) -> None:
+    """Removes what older recipes of a kind made, except for the last one: a checkout that goes back finds it again."""
+    kept = place(kind, key)
+    others = [path for path in paths.cache().glob(f"{kind}-*") if path != kept]
+    for path in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)[1:]:
+        shutil.rmtree(path)

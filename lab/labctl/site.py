@@ -42,6 +42,8 @@ def build(progress: Progress) -> hosts.Caches:
     """Fetches and builds what is not in the cache yet."""
     with cache.building():
         made = hosts.Caches(image.build(progress), cassandra.build(progress), kube.build(progress))
+        for kind, key in (("base", image.base_key()), ("cassandra", cassandra.key()), ("kube", kube.key())):
+            cache.forget_older(kind, key)
     progress.say("everything the lab is made of is in the cache")
     return made
 

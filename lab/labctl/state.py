@@ -23,6 +23,7 @@ from labctl.errors import AlreadyRunning, NotRunning
 
 SCHEMA = 1
 BARE, READY = "bare", "ready"
+LOCK = "\0kmsops-lab"
 UNFINISHED = ("creating", "forming", "removing")
 
 
@@ -137,7 +138,7 @@ def only_one() -> Iterator[None]:
     """Held while a lab is made or removed. An abstract socket: the kernel frees it, and it leaves no file behind."""
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        lock.bind("\0kmsops-lab")
+        lock.bind(LOCK)
     except OSError as error:
         lock.close()
         busy = read()

@@ -1,0 +1,132 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line and the small parts behind it, as far as they need no lab."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from labctl import cli, faults, paths, prerequisites, process, selftest
+from labctl.errors import AlreadyRunning, LabError, MissingPrerequisite, NotRoot, NotRunning, UsageError
+from labctl.topology import Host, Site
+
+COMMANDS = sorted(name for action in cli.parser()._subparsers._group_actions for name in action.choices)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.parser().parse_args([command, "--help"])
+    assert caught.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) > 3
+
+
+def test_works_from_any_directory(tmp_path: Path) -> None:
+    done = subprocess.run([str(paths.LAB / "lab"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "exit codes" in done.stdout
+
+
+def test_not_root_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert cli.main(["up"]) == 5
+    words = capsys.readouterr().err
+    assert words.count("\n") == 1
+    assert "root" in words
+    assert "sudo lab/lab up" in words
+
+
+def test_exit_codes_are_different_and_documented() -> None:
+    kinds = (LabError, UsageError, AlreadyRunning, NotRunning, NotRoot, MissingPrerequisite)
+    codes = [kind.code for kind in kinds]
+    assert len(set(codes)) == len(codes)
+    words = cli.parser().epilog or ""
+    assert all(f"{code} " in words for code in codes)
+
+
+def test_names_of_proofs_are_unique() -> None:
+    assert len(set(selftest.names())) == len(selftest.names())
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setattr(paths, "STATE", tmp_path)
+    one = Host("dr1", "dr", Site("oor", 9), "10.66.9.11")
+    (tmp_path / "nodes" / "dr1" / "faults").mkdir(parents=True)
+    return one
+
+
+def test_faults_are_set_listed_and_cleared(host: Host) -> None:
+    faults.set_fault([host], "hang", {"command": "join"})
+    faults.set_fault([host], "noise", {})
+    assert faults.active(host) == {"hang": {"command": "join"}, "noise": {}}
+    faults.clear([host], "noise")
+    faults.clear([host], "never-set")
+    assert faults.active(host) == {"hang": {"command": "join"}}
+    faults.clear([host], None)
+    assert faults.active(host) == {}
+
+
+def test_parameters_of_a_fault() -> None:
+    words = ["seconds=5", "command=join", "times=1", "hide=dc1-n1,10.66.1.11", "on=true", "text=a=b"]
+    assert faults.parameters(words) == {
+        "seconds": 5,
+        "command": "join",
+        "times": 1,
+        "hide": "dc1-n1,10.66.1.11",
+        "on": True,
+        "text": "a=b",
+    }
+    for wrong in ("word", "=value"):
+        with pytest.raises(UsageError):
+            faults.parameters([wrong])
+
+
+def test_missing_commands_are_named_as_packages() -> None:
+    def which(name: str) -> str | None:
+        return None if name in ("podman", "nft", "mvn") else f"/usr/bin/{name}"
+
+    assert prerequisites.missing(["podman", "nft", "ip", "mvn"], which) == ["maven", "nftables", "podman"]
+
+
+def test_a_failed_command_is_told_without_its_secrets() -> None:
+    script = "import sys; sys.exit('token abc.def is wrong')"
+    with pytest.raises(LabError) as caught:
+        process.run([sys.executable, "-c", script, "--token=abc.def"], secrets=["abc.def"])
+    assert "abc.def" not in caught.value.message
+    assert "token ******** is wrong" in caught.value.message
+    assert "exit code 1" in caught.value.message
+
+
+def test_a_command_that_hangs_is_ended() -> None:
+    begin = time.monotonic()
+    with pytest.raises(LabError, match="did not end within"):
+        process.run(["sleep", "60"], timeout=0.2)
+    assert time.monotonic() - begin < 10
+
+
+def test_a_missing_command_is_a_missing_prerequisite() -> None:
+    with pytest.raises(MissingPrerequisite, match="no-such-command"):
+        process.run(["no-such-command"])
+
+
+def test_waiting_tells_the_last_answer() -> None:
+    def never() -> bool:
+        raise LabError("dr1 answers 500")
+
+    with pytest.raises(LabError, match=r"health: not within 0\.2 s; last answer: dr1 answers 500"):
+        process.await_condition("health", never, timeout=0.2, interval=0.01)
+    answers = iter([0, "", "ready"])
+    assert process.await_condition("it", lambda: next(answers), timeout=5, interval=0.01) == "ready"
+
+
+def test_each_keeps_the_order_and_raises() -> None:
+    assert process.each([3, 1, 2], lambda number: number * 2) == [6, 2, 4]
+    assert process.each([], lambda number: number) == []
+    with pytest.raises(LabError):
+        process.each([1], lambda number: process.run(["false"]))
