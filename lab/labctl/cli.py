@@ -334,7 +334,7 @@ def _load(arguments: argparse.Namespace) -> int:
     _topology()
     program = paths.LAB / "standin" / "load"
     argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
-    _become(namespaces.command(CONTROLLER_NAMESPACE, str(program), *argv))
+    _become(namespaces.command(CONTROLLER_NAMESPACE, sys.executable, str(program), *argv))
     return 1
 
 

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 
-from labctl import cache, cassandra, image, kube, paths
+from labctl import cache, cassandra, image, paths
 from labctl.errors import MissingPrerequisite
 from labctl.podman import image_exists
 
@@ -40,7 +40,9 @@ def needed() -> list[str]:
     lacking = missing(RUN)
     if not any(os.path.exists(path) for path in NETAVARK):
         lacking.append("netavark")
-    if "podman" in lacking or not image_exists(image.base_name()):
+    if not cache.place("base", image.base_key()).is_dir() and (
+        "podman" in lacking or not image_exists(image.base_name())
+    ):
         lacking += missing(BUILD_IMAGE)
     if not cache.place("cassandra", cassandra.key()).is_dir():
         lacking += missing(BUILD_CASSANDRA)
@@ -63,7 +65,3 @@ def install() -> list[str]:
                 f"Debian packages could not be installed: {' '.join(lacking)}", "install them by hand, then try again"
             )
     return lacking
-
-
-def go_is_built() -> bool:
-    return cache.place("kube", kube.key()).is_dir()

@@ -19,7 +19,7 @@ from labctl.progress import Progress
 from labctl.topology import CONTROLLER_NAMESPACE, PREFIX, Host, Topology
 
 KUBECONFIG = "/etc/kubernetes/admin.conf"
-_KUBE = ("env", f"KUBECONFIG={KUBECONFIG}")
+KUBE = ("env", f"KUBECONFIG={KUBECONFIG}")
 BORN_LABELLED, NO_BOOTSTRAP = "birth-label", "no-bootstrap"
 
 
@@ -41,12 +41,26 @@ def _form(topology: Topology, first: Host, others: list[Host], progress: Progres
     in_container(first.container, create, timeout=180)
     await_health([first], "plain", timeout=60)
     progress.say(f"{first.name} serves; {', '.join(host.name for host in others)}: sdkms-cluster join")
-    token = in_container(first.container, [*_KUBE, "kubeadm", "token", "create"]).stdout.strip()
-    join = ["sdkms-cluster", "join", f"--peer={first.address}", f"--token={token}"]
-    each(others, lambda host: in_container(host.container, join, timeout=300, secrets=[token]))
+    each(others, lambda host: join(first, host, alone=False))
     network.lead_service_to(topology, first)
     await_health(topology.members, "all", timeout=120)
     progress.say("every member answers healthy for all")
+
+
+def join(first: Host, host: Host, *, alone: bool = True) -> None:
+    """Joins a host to the cluster of ``first`` with a token of its own; its Node is born labelled.
+
+    ``alone`` is False where the caller sets that knob for several hosts.
+    """
+    token = in_container(first.container, [*KUBE, "kubeadm", "token", "create"]).stdout.strip()
+    argv = ["sdkms-cluster", "join", f"--peer={first.address}", f"--token={token}"]
+    if alone:
+        faults.set_fault([host], BORN_LABELLED, {"datacenter": host.site.name})
+    try:
+        in_container(host.container, argv, timeout=300, secrets=[token])
+    finally:
+        if alone:
+            faults.clear([host], BORN_LABELLED)
 
 
 def standin(host: Host, module: str, *argv: str, timeout: float = 60.0) -> str:
