@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The stand-in's API over real TLS in this process, on a database in memory, with a certificate that can be verified."""
+"""The stand-in's API over real TLS in this process, on a database in memory, with a certificate that verifies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PLATFORM = b"p" * 32
 
 
 class Site:
-    """One endpoint. ``store.quorum`` and ``store.all`` decide what its health answers; ``faults`` are the stand-in's."""
+    """One endpoint. ``store.quorum`` and ``store.all`` decide its health; ``faults`` are the stand-in's."""
 
     def __init__(self, directory: Path, store: MemoryStore | None = None) -> None:
         self.store = store or MemoryStore()

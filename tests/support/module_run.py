@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs a module's ``main()`` whole in this process: real argument parsing, real redaction, real result, fake commands."""
+"""Runs a module's ``main()`` whole in this process: real arguments, redaction and result; fake commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -173,9 +173,6 @@ def constructed(name: str) -> dict[str, Any]:
         seen.update(arguments)
         raise Stop
 
-    with mock.patch.object(_module, "AnsibleModule", record):
-        try:
-            module.main()
-        except Stop:
-            pass
+    with mock.patch.object(_module, "AnsibleModule", record), suppress(Stop):
+        module.main()
     return seen

@@ -318,6 +318,7 @@ def _render(key: str, value: Any, indent: int) -> list[str]:
     lead = " " * indent
     if not _KEY.match(key + ":"):
         raise ConfigTextError(0, f"{key!r} cannot be a key of config.yaml")
+    key = key if isinstance(_resolve(key), str) else json.dumps(key)
     if isinstance(value, Mapping):
         return [lead + key + ":", *_render_mapping(value, indent + 2)]
     if isinstance(value, (list, tuple)):
