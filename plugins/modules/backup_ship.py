@@ -128,6 +128,14 @@ options:
       - When the snapshot started that is to be shipped (UTC), from M(kmsops.fortanix_dsm.backup_run).
       - With it a delivery that is younger is waited for, and it is an error if none comes.
     type: str
+  identify_argv:
+    description:
+      - Command of the operator that looks at a backup and prints the fingerprint or the uid of its cluster, as a list
+        of words. C({path}) stands for the single file, or the directory with all files.
+      - Nothing public says how to tell whose a backup is [inferred], so without it only its source shows that.
+      - It runs on the store before publication. Output that names neither is refused as V(FOREIGN).
+    type: list
+    elements: str
   select:
     description: V(all) takes every backup at a source, V(newest) only the youngest of each.
     type: str
@@ -366,6 +374,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import
     accept_spec,
     run_module,
 )
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._runner import fill_template
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._request import (
     ship_request,
     stage_request,
@@ -418,6 +427,7 @@ def argument_spec() -> dict[str, t.Any]:
         "sources": {"type": "list", "elements": "dict", "default": [], "options": {**_login_spec(), **source}},
         "sealed_for": {"type": "list", "elements": "dict", "default": [], "options": sealed},
         "snapshot_started": {"type": "str"},
+        "identify_argv": {"type": "list", "elements": "str"},
         "select": {"type": "str", "choices": ["all", "newest"], "default": "all"},
         "quiet": {"type": "float", "default": 60},
         "patience": {"type": "float", "default": 300},
@@ -438,7 +448,7 @@ def body(shell: Shell) -> Outcome:
     """Ship or stage."""
     if shell.params["state"] == "staged":
         return _staged(shell)
-    result = ship(ship_request(shell.params), shell.check_mode)
+    result = ship(ship_request(shell.params, _identify(shell)), shell.check_mode)
     for note in result.notes:
         shell.warn(note)
     had = [item["id"] for item in result.backups if item["already"]]
@@ -448,6 +458,15 @@ def body(shell: Shell) -> Outcome:
         after={"published": [item["id"] for item in result.backups]},
         **result.returns(),
     )
+
+
+def _identify(shell: Shell) -> t.Callable[[str], str] | None:
+    """The operator's command that says whose a backup is."""
+    argv = shell.params["identify_argv"]
+    if not argv:
+        return None
+    fill_template(argv, {"path": "/"}, required=("path",), name="identify_argv")
+    return lambda path: shell.runner.run(fill_template(argv, {"path": path}), timeout=3600, reading=True).stdout
 
 
 def _staged(shell: Shell) -> Outcome:

@@ -40,6 +40,16 @@ KINDS = (
 STATE_KINDS = frozenset(
     ("joined", "removed", "set_aside", "trial_created", "restored", "expanded", "trial_reset", "fenced", "accepted")
 )
+#: After one of these about the same subject, an equal event says something new.
+_UNDONE_BY = {
+    "joined": ("removed", "set_aside"),
+    "removed": ("joined",),
+    "set_aside": ("joined",),
+    "trial_created": ("trial_reset",),
+    "restored": ("trial_reset",),
+    "expanded": ("trial_reset",),
+    "trial_reset": ("trial_created",),
+}
 _EVENT = {
     "sequence": int,
     "time": str,
@@ -179,6 +189,8 @@ def repeated(events: Sequence[Event], run_id: str, kind: str, subject: str, data
     Events of state (a node joined, ...) are equal whatever run wrote them; evidence counts for its own run only.
     """
     for event in reversed(events):
+        if event.subject == subject and event.kind in _UNDONE_BY.get(kind, ()):
+            return None
         if event.kind == kind and event.subject == subject:
             same = canonical(dict(event.data)) == canonical(dict(data))
             return event if same and (kind in STATE_KINDS or event.run_id == run_id) else None

@@ -24,8 +24,8 @@ from .strict import SHA256, Checker, Invalid, Problem, digest, load
 
 SCHEMA = 1
 KIND = "kmsops.fortanix_dsm/backup"
-BACKUP_ID = re.compile(r"^(\d{8})-(\d{8}T\d{6}Z)$", re.ASCII)
-CLUSTER_ID = re.compile(r"^[0-9a-f]{16}$", re.ASCII)
+BACKUP_ID = re.compile(r"^(\d{8})-(\d{8}T\d{6}Z)\Z", re.ASCII)
+CLUSTER_ID = re.compile(r"^[0-9a-f]{16}\Z", re.ASCII)
 PROVENANCE = ("by_source", "by_template", "proved_by_restore")
 SNAPSHOT_SOURCES = ("observed", "attested", "unknown")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")

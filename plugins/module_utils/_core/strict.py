@@ -18,8 +18,8 @@ import json
 import re
 from typing import Any, Iterable, Mapping, NamedTuple, Tuple, Type, Union
 
-UTC_FORMAT = re.compile(r"^(\d{4})-(\d{2})-(\d{2})T(\d{2}):(\d{2}):(\d{2})(?:\.(\d{1,6}))?(?:Z|\+00:00)$", re.ASCII)
-SHA256 = re.compile(r"^[0-9a-f]{64}$", re.ASCII)
+UTC_FORMAT = re.compile(r"^(\d{4})-(\d{2})-(\d{2})T(\d{2}):(\d{2}):(\d{2})(?:\.(\d{1,6}))?(?:Z|\+00:00)\Z", re.ASCII)
+SHA256 = re.compile(r"^[0-9a-f]{64}\Z", re.ASCII)
 Kinds = Union[Type[Any], Tuple[Type[Any], ...]]
 
 

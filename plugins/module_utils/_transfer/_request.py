@@ -23,7 +23,7 @@ Options = t.Mapping[str, t.Any]
 MAX_WORKERS = 8
 
 
-def ship_request(options: Options) -> ShipRequest:
+def ship_request(options: Options, identify: t.Callable[[str], str] | None = None) -> ShipRequest:
     """The request for ``state: published``. Raises :class:`Refused` (code BAD_OPTION)."""
     reasons = _numbers(options)
     if not options["sources"]:
@@ -71,6 +71,7 @@ def ship_request(options: Options) -> ShipRequest:
         new_cluster=options["new_cluster"],
         accept=frozenset(options["accept"]),
         run_id=options["run_id"],
+        identify=identify,
     )
 
 

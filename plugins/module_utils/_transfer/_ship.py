@@ -31,6 +31,7 @@ from ._store import (
     ClusterStore,
     Lease,
     as_reasons,
+    identities,
     make_directory,
     no_checkpoint,
     read_bytes,
@@ -70,6 +71,7 @@ class ShipRequest:
     new_cluster: bool = False
     accept: frozenset[str] = frozenset()
     run_id: str = ""
+    identify: t.Callable[[str], str] | None = None
     checkpoint: Checkpoint = no_checkpoint
 
 
@@ -500,7 +502,7 @@ class _Run:
                     reasons=as_reasons(problems),
                 )
             manifest = self._manifest(job, report.sha256, kind, utc_text(time.time()))
-            self._refuse_foreign(manifest)
+            self._refuse_foreign(manifest, data)
         except DsmError as error:
             # What is left of a transfer that only the link interrupted is worth keeping; of any other it is not.
             if error.code not in ("CONNECTION_LOST", "STALLED", "SSH_REFUSED", "SSH_UNREACHABLE"):
@@ -528,10 +530,18 @@ class _Run:
         if [unit.key("") for unit in units] != [job.unit.key("")]:
             raise changed(job.unit.name, "the second look found something else")
 
-    def _refuse_foreign(self, manifest: Manifest) -> None:
-        """The very same bytes in another cluster's part of this store: they cannot belong to both."""
-        from ._store import identities
-
+    def _refuse_foreign(self, manifest: Manifest, data: str) -> None:
+        """Ask the operator's command whose bytes these are, and look for them in other clusters' parts of the store."""
+        cluster = self.request.cluster
+        if self.request.identify is not None:
+            said = self.request.identify(os.path.join(data, manifest.archive.path) if manifest.archive else data)
+            if not any(mark and mark in said for mark in (cluster.fingerprint, cluster.uid)):
+                raise Refused(
+                    f"{manifest.source['path']} is not a backup of this cluster: identify_argv names neither its "
+                    "fingerprint nor its uid.",
+                    "FOREIGN",
+                    "Check sources, and run the command of identify_argv by hand.",
+                )
         for identity in identities(self.request.store).values():
             if identity.cluster_id == self.store.identity.cluster_id:
                 continue
@@ -559,7 +569,7 @@ class _Run:
             snapshot_started=job.snapshot_started,
             snapshot_source=job.snapshot_source,
             sealed_for=self.request.sealed_for,
-            provenance="by_source",
+            provenance="by_template" if self.request.identify is not None else "by_source",
             structure=structure,
             source={
                 "host": job.source.endpoint.host,

@@ -1,0 +1,238 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ledger: a chain that shows every change, and what its events amount to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import ledger
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import Invalid
+
+NOW = "2026-11-22T00:53:00Z"
+PRODUCTION, RECOVERED = "aa" * 32, "bb" * 32
+MEMBERS = [{"name": f"dc{n}-n1", "addresses": [f"192.0.2.{n}"], "host_id": f"h{n}"} for n in (1, 2, 3)]
+SEALED = {"node": "dr1", "platform_id": "S", "version": "5.4", "joined_at": "2026-11-21T00:00:00Z", "member": True}
+
+
+def chain(*events: tuple[str, str, dict[str, Any]], run_id: str = "run-1") -> list[ledger.Event]:
+    """Events one after the other."""
+    made: list[ledger.Event] = []
+    for kind, subject, data in events:
+        head = made[-1] if made else None
+        made.append(ledger.make(head, time=NOW, run_id=run_id, kind=kind, subject=subject, data=data))
+    return made
+
+
+def lines(events: list[ledger.Event]) -> bytes:
+    return b"".join(event.line() for event in events)
+
+
+def observed(fingerprint: str = PRODUCTION) -> tuple[str, str, dict[str, Any]]:
+    return "observed_members", "cluster", {"members": MEMBERS, "fingerprint": fingerprint, "version": "5.4"}
+
+
+def shipped(number: int, **changes: Any) -> tuple[str, str, dict[str, Any]]:
+    data = {
+        "fingerprint": PRODUCTION,
+        "snapshot_started": "2026-11-22T00:00:00Z",
+        "oldest_mtime": 1,
+        "sealed_for": [SEALED],
+        **changes,
+    }
+    return "shipped", f"{number:08d}-20261122T000000Z", data
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+plain_kinds = st.sampled_from(["joined", "removed", "backup_started", "verified", "set_aside", "expanded"])
+histories = st.lists(
+    st.tuples(plain_kinds, st.text(min_size=1), st.dictionaries(st.text(), json_values, max_size=3)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(histories)
+def test_whatever_is_appended_is_read_back(history: list[tuple[str, str, dict[str, Any]]]) -> None:
+    events = chain(*history)
+    read = ledger.read(lines(events))
+    assert list(read.events) == events and not read.problems and not read.torn
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+
+
+@given(histories, st.data())
+@settings(max_examples=200)
+def test_no_changed_byte_goes_unseen(history: list[tuple[str, str, dict[str, Any]]], data: st.DataObject) -> None:
+    events = chain(*history)
+    original = lines(events)
+    at = data.draw(st.integers(0, len(original) - 2))
+    other = data.draw(st.integers(0, 255).filter(lambda byte: byte != original[at]))
+    read = ledger.read(original[:at] + bytes([other]) + original[at + 1 :])
+    untouched = original[:at].count(b"\n")
+    assert read.problems, "a change passed"
+    assert list(read.events) == events[: len(read.events)] and len(read.events) <= untouched
+
+
+@given(histories, st.data())
+def test_no_removed_inserted_or_swapped_line_goes_unseen(
+    history: list[tuple[str, str, dict[str, Any]]], data: st.DataObject
+) -> None:
+    events = chain(*history, ("joined", "dr1", {}))
+    at = data.draw(st.integers(0, len(events) - 2))
+    removed = events[:at] + events[at + 1 :]
+    doubled = [*events[: at + 1], *events[at:]]
+    swapped = list(events)
+    swapped[at], swapped[at + 1] = swapped[at + 1], swapped[at]
+    for forged in (removed, doubled, swapped):
+        assert ledger.read(lines(forged)).problems
+
+
+def test_f02_an_unfinished_last_line_never_happened() -> None:
+    events = chain(observed(), ("joined", "dr1", {}))
+    whole = lines(events)
+    first = len(events[0].line())
+    for cut in range(first, len(whole)):
+        read = ledger.read(whole[:cut])
+        assert list(read.events) == events[:1] and not read.problems and read.torn == cut - first
+
+
+def test_an_absent_ledger_is_empty() -> None:
+    read = ledger.read(b"")
+    assert read.events == () and read.problems == () and read.head is None
+
+
+def test_a_kind_of_a_newer_release_is_not_skipped() -> None:
+    (event,) = chain(("joined", "dr1", {}))
+    fields = {**event.as_dict(), "kind": "teleported"}
+    fields.pop("hash")
+    forged = ledger.Event(hash=ledger.digest(fields), **fields)
+    assert [problem.code for problem in ledger.read(forged.line()).problems] == ["UNKNOWN"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject", "data"),
+    [
+        ("teleported", "dr1", {}),
+        ("joined", "", {}),
+        ("observed_members", "c", {}),
+        ("observed_members", "c", {"fingerprint": PRODUCTION, "members": ["dc1-n1"]}),
+        ("observed_members", "c", {"fingerprint": PRODUCTION, "members": [{"name": ""}]}),
+        ("restored", "dr1", {"fingerprint": RECOVERED, "backup": "b"}),
+        ("restored", "dr1", {"fingerprint": RECOVERED, "backup": "b", "drill": "no"}),
+        ("restored", "dr1", {"backup": "b", "drill": True}),
+        ("proved", "dr1", {}),
+        ("fenced", "old", {}),
+    ],
+)
+def test_events_that_the_fold_could_not_use_are_refused(kind: str, subject: str, data: dict[str, Any]) -> None:
+    with pytest.raises(Invalid):
+        ledger.make(None, time=NOW, run_id="", kind=kind, subject=subject, data=data)
+
+
+def test_a_bad_time_is_refused() -> None:
+    with pytest.raises(Invalid):
+        ledger.make(None, time="now", run_id="", kind="joined", subject="dr1", data={})
+
+
+def test_state_is_written_once_and_evidence_once_a_run() -> None:
+    events = chain(("joined", "dr1", {"version": "5.4"}), ("verified", "b", {"verdict": "ok"}))
+    same = {"version": "5.4"}
+    assert ledger.repeated(events, "run-2", "joined", "dr1", same) == events[0]
+    assert ledger.repeated(events, "run-2", "joined", "dr1", {"version": "5.6"}) is None
+    assert ledger.repeated(events, "run-2", "joined", "dr2", same) is None
+    assert ledger.repeated(events, "run-1", "verified", "b", {"verdict": "ok"}) == events[1]
+    assert ledger.repeated(events, "run-2", "verified", "b", {"verdict": "ok"}) is None
+
+
+def test_a_second_join_with_the_same_facts_after_a_removal_counts_again() -> None:
+    events = chain(("joined", "dr1", {}), ("removed", "dr1", {}))
+    assert ledger.repeated(events, "run-2", "joined", "dr1", {}) is None
+
+
+def test_fold_of_the_whole_plan() -> None:
+    events = chain(
+        observed(),
+        ("joined", "dr1", {"joined_at": NOW, "version": "5.4", "platform_id": "S"}),
+        shipped(1),
+        ("verified", "00000001-20261122T000000Z", {"verdict": "ok"}),
+        ("removed", "dr1", {}),
+        ("set_aside", "dr1", {}),
+        ("trial_created", "dr1", {"fingerprint": RECOVERED}),
+        ("restored", "dr1", {"backup": "00000001-20261122T000000Z", "fingerprint": RECOVERED, "drill": False}),
+        ("proved", "dr1", {"backup": "00000001-20261122T000000Z"}),
+        ("expanded", "spare1", {"addresses": ["192.0.2.9"]}),
+    )
+    folded = ledger.fold(events)
+    assert [item["name"] for item in ledger.fold(events[:1]).members] == ["dc1-n1", "dc2-n1", "dc3-n1"]
+    assert [item["name"] for item in ledger.fold(events[:2]).members] == ["dc1-n1", "dc2-n1", "dc3-n1", "dr1"]
+    assert [item["name"] for item in ledger.fold(events[:5]).members] == ["dc1-n1", "dc2-n1", "dc3-n1"]
+    assert ledger.fold(events[:7]).production_fingerprint == PRODUCTION
+    assert folded.production_fingerprint == RECOVERED
+    assert [item["name"] for item in folded.members] == ["dr1", "spare1"]
+    assert [item["fingerprint"] for item in folded.generations] == [PRODUCTION, RECOVERED]
+    assert folded.joins["dr1"]["version"] == "5.4" and folded.removed["dr1"]["kind"] == "set_aside"
+    assert folded.trials["dr1"]["open"] is True
+    assert [(item["node"], item["verdict"]) for item in folded.golden] == [("dr1", "ok")]
+    assert folded.proved[0]["node"] == "dr1"
+
+
+def test_a_drill_is_no_new_generation() -> None:
+    events = chain(
+        observed(),
+        ("restored", "dr1", {"backup": "b", "fingerprint": RECOVERED, "drill": True}),
+        ("trial_reset", "dr1", {}),
+    )
+    folded = ledger.fold(events)
+    assert folded.production_fingerprint == PRODUCTION and len(folded.generations) == 1
+    assert folded.trials["dr1"]["open"] is False
+
+
+def test_fencing_and_acceptance_mark_their_generation() -> None:
+    events = chain(
+        observed(),
+        ("restored", "dr1", {"backup": "b", "fingerprint": RECOVERED, "drill": False}),
+        ("fenced", "cluster", {"fingerprint": PRODUCTION}),
+        ("accepted", "cluster", {"fingerprint": RECOVERED}),
+    )
+    old, new = ledger.fold(events).generations
+    assert old["fenced"] and not new["fenced"] and new["accepted"]
+    assert not ledger.fold(events[:2]).generations[1]["accepted"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"snapshot_started": None},
+        {"snapshot_started": "2026-11-20T00:00:00Z"},
+        {"sealed_for": [{**SEALED, "member": False}]},
+        {"sealed_for": [{**SEALED, "joined_at": None}]},
+        {"sealed_for": []},
+    ],
+)
+def test_f54_what_is_not_shown_to_be_golden_is_not_golden(changes: dict[str, Any]) -> None:
+    assert ledger.fold(chain(shipped(1))).golden
+    assert not ledger.fold(chain(shipped(1, **changes))).golden
+
+
+def test_f17_the_fold_follows_the_sequence_and_not_the_clock() -> None:
+    first = ledger.make(
+        None, time="2030-01-01T00:00:00Z", run_id="", kind="joined", subject="dr1", data={"version": "1"}
+    )
+    second = ledger.make(
+        first, time="2020-01-01T00:00:00Z", run_id="", kind="joined", subject="dr1", data={"version": "2"}
+    )
+    assert ledger.fold([first, second]).joins["dr1"]["version"] == "2"
+
+
+@given(histories)
+def test_the_fold_never_fails_on_a_valid_chain(history: list[tuple[str, str, dict[str, Any]]]) -> None:
+    folded = ledger.fold(chain(*history))
+    assert set(folded.as_dict()) >= {"members", "production_fingerprint", "joins", "removed", "golden"}
