@@ -102,7 +102,7 @@ def staged(tmp_path: Path) -> Path:
             (stage / member / table).mkdir(parents=True)
             (stage / member / table / "nb-1-big-Data.db").write_bytes(b"x" * 4000)
             (stage / member / table / "manifest.json").write_bytes(b"{}")
-    (stage / "schema.cql").write_text(SCHEMA)
+    (stage / "keyspace.cql").write_text(SCHEMA)
     return stage
 
 
@@ -154,7 +154,7 @@ def test_what_is_no_backup_says_so(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(node.StandinError, match="no schema"):
         restore.find_tables(tmp_path / "x")
-    (tmp_path / "x/schema.cql").write_text(SCHEMA)
+    (tmp_path / "x/keyspace.cql").write_text(SCHEMA)
     with pytest.raises(node.StandinError, match="no tables"):
         restore.find_tables(tmp_path / "x")
 

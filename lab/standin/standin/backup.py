@@ -56,6 +56,11 @@ def say(text: str) -> None:
         stream.write(f"{stamp()} stand-in: {text}\n")
 
 
+def words(error: BaseException) -> str:
+    """Return what an error says without the banner that it may carry."""
+    return str(error).removeprefix("stand-in: ")
+
+
 # -- what is due ---------------------------------------------------------------------------------------------------
 def parse_config(text: str) -> dict[str, Any]:
     """Return ``config.yaml`` as a mapping; raises StandinError for anything the stand-in could not carry out."""
@@ -318,7 +323,7 @@ def perform(cfg: node.NodeConfig, section: str, begun: Callable[[], None] = lamb
             schema = schema_text(cfg.address)
             for place in [stage / name for name in answered] if whole_directory(cfg.version) else [stage]:
                 place.mkdir(exist_ok=True)
-                (place / "schema.cql").write_text(schema, encoding="utf-8")
+                (place / "keyspace.cql").write_text(schema, encoding="utf-8")
             ballast = faults.active("backup-ballast")
             if ballast is not None:
                 add_ballast(stage / answered[0], int(faults.number(ballast, "megabytes", 8)))
@@ -351,7 +356,7 @@ def run_scheduled(cfg: node.NodeConfig, section: str | None = None) -> list[str]
         try:
             path = perform(cfg, name)
         except (node.StandinError, db.StoreUnavailable, OSError, subprocess.TimeoutExpired) as error:
-            say(f"{name}: FAILED: {error}")
+            say(f"{name}: FAILED: {words(error)}")
             continue
         if path is not None:
             delivered.append(path.name)
@@ -408,8 +413,8 @@ def backup_now(cfg: node.NodeConfig) -> int:
         try:
             perform(cfg, "backup", lambda: report("begun"))
         except (node.StandinError, db.StoreUnavailable, OSError, subprocess.TimeoutExpired) as error:
-            say(f"backup: FAILED: {error}")
-            report(f"stand-in: {error}")
+            say(f"backup: FAILED: {words(error)}")
+            report(f"stand-in: {words(error)}")
 
     answer = detach(work)
     if answer == "begun":

@@ -18,17 +18,10 @@ import time
 from typing import Any, NamedTuple
 
 KEYSPACE = "dsm"
-TABLES = (
-    "meta",
-    "lookups",
-    "users",
-    "accounts",
-    "groups",
-    "apps",
-    "security_objects",
-    "sessions",
-    "audit_log",
-)
+TABLES = ("directory", "security_objects", "sessions", "audit_log")
+IN_DIRECTORY = frozenset({"meta", "lookups", "users", "accounts", "groups", "apps"})
+"""Kinds of rows that share the table ``directory``: a restore starts a JVM for each table that it imports."""
+_PROBE_ROW = ("probe", "1")
 CONSISTENCIES = ("local_quorum", "quorum", "all")
 _DATACENTER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
 _REQUEST_TIMEOUT_S = 12.0
@@ -76,7 +69,6 @@ def schema_cql(rf: dict[str, int]) -> list[str]:
         f"CREATE TABLE IF NOT EXISTS {KEYSPACE}.sealed_copies "
         "(node text, copy text, blob blob, PRIMARY KEY ((node), copy))"
     )
-    statements.append(f"CREATE TABLE IF NOT EXISTS {KEYSPACE}.probe (id int PRIMARY KEY)")
     return statements
 
 
@@ -132,7 +124,7 @@ class Store:
         """Create keyspace and tables with ``rf`` copies per data centre; existing ones stay as they are."""
         for statement in schema_cql(rf):
             self._execute(statement)
-        self._execute(f"INSERT INTO {KEYSPACE}.probe (id) VALUES (?)", (1,))
+        self._execute(f"INSERT INTO {KEYSPACE}.directory (owner, id, value) VALUES (?, ?, ?)", (*_PROBE_ROW, b""))
 
     def set_replication(self, rf: dict[str, int]) -> None:
         """Set the number of copies per data centre; the caller repairs or rebuilds where copies were added."""
@@ -195,45 +187,48 @@ class Store:
         """Read the probe row at ``local_quorum``, ``quorum`` or ``all``; raises StoreUnavailable if that fails."""
         if consistency not in CONSISTENCIES:
             raise ValueError(f"unknown consistency {consistency!r}")
-        self._execute(f"SELECT id FROM {KEYSPACE}.probe WHERE id = ?", (1,), consistency)
+        self._execute(f"SELECT id FROM {KEYSPACE}.directory WHERE owner = ? AND id = ?", _PROBE_ROW, consistency)
 
     # -- rows -------------------------------------------------------------------------------------------------------
+    @staticmethod
+    def _home(table: str, owner: str) -> tuple[str, str]:
+        """Return the Cassandra table and partition that hold a kind of rows of one owner."""
+        return (
+            (f"{KEYSPACE}.directory", f"{table}/{owner}") if table in IN_DIRECTORY else (f"{KEYSPACE}.{table}", owner)
+        )
+
     def get(self, table: str, owner: str, row_id: str) -> bytes | None:
         """Return one row as it is stored, or None."""
-        rows = self._read(f"SELECT value FROM {KEYSPACE}.{table} WHERE owner = ? AND id = ?", (owner, row_id))
+        home, partition = self._home(table, owner)
+        rows = self._read(f"SELECT value FROM {home} WHERE owner = ? AND id = ?", (partition, row_id))
         return bytes(rows[0].value) if rows else None
 
     def scan(self, table: str, owner: str) -> list[tuple[str, bytes]]:
         """Return all rows of one owner as (id, value), ordered by id."""
-        rows = self._read(f"SELECT id, value FROM {KEYSPACE}.{table} WHERE owner = ?", (owner,))
+        home, partition = self._home(table, owner)
+        rows = self._read(f"SELECT id, value FROM {home} WHERE owner = ?", (partition,))
         return [(row.id, bytes(row.value)) for row in rows]
 
     def put(self, table: str, owner: str, row_id: str, value: bytes, ttl_s: int = 0) -> None:
         """Write one row at QUORUM; ``ttl_s`` > 0 lets it expire."""
-        self._execute(
-            f"INSERT INTO {KEYSPACE}.{table} (owner, id, value) VALUES (?, ?, ?) USING TTL ?",
-            (owner, row_id, value, ttl_s),
-        )
+        home, partition = self._home(table, owner)
+        cql = f"INSERT INTO {home} (owner, id, value) VALUES (?, ?, ?) USING TTL ?"
+        self._execute(cql, (partition, row_id, value, ttl_s))
 
     def put_new(self, table: str, owner: str, row_id: str, value: bytes) -> bool:
         """Write one row unless there is one (a Paxos round); returns whether it was written."""
-        rows = self._execute(
-            f"INSERT INTO {KEYSPACE}.{table} (owner, id, value) VALUES (?, ?, ?) IF NOT EXISTS",
-            (owner, row_id, value),
-        )
-        return bool(rows[0][0])
-
-    def places(self, table: str) -> list[tuple[str, str]]:
-        """Return (owner, id) of every row of a table."""
-        return [(row.owner, row.id) for row in self._read(f"SELECT owner, id FROM {KEYSPACE}.{table}")]
+        home, partition = self._home(table, owner)
+        cql = f"INSERT INTO {home} (owner, id, value) VALUES (?, ?, ?) IF NOT EXISTS"
+        return bool(self._execute(cql, (partition, row_id, value))[0][0])
 
     def delete(self, table: str, owner: str, row_id: str) -> None:
         """Delete one row at QUORUM."""
-        self._execute(f"DELETE FROM {KEYSPACE}.{table} WHERE owner = ? AND id = ?", (owner, row_id))
+        home, partition = self._home(table, owner)
+        self._execute(f"DELETE FROM {home} WHERE owner = ? AND id = ?", (partition, row_id))
 
-    def count(self, table: str) -> int:
-        """Return the number of rows of a table over all owners."""
-        return int(self._read(f"SELECT count(*) AS rows FROM {KEYSPACE}.{table}")[0].rows)
+    def places(self, table: str) -> list[tuple[str, str]]:
+        """Return (owner, id) of every row of a table that is not ``directory``."""
+        return [(row.owner, row.id) for row in self._read(f"SELECT owner, id FROM {KEYSPACE}.{table}")]
 
 
 def connect(address: str, timeout_s: float) -> Store:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from standin import db, faults, node
@@ -57,7 +57,7 @@ def unpack(source: Path, target: Path) -> None:
     """Put the files of a backup, archive or directory, under ``target``; raises StandinError for a broken one."""
     if source.is_dir():
         archives = sorted(source.rglob("*.tar.gz"))
-        if archives and not list(source.rglob("schema.cql")):
+        if archives and not list(source.rglob("keyspace.cql")):
             if len(archives) > 1:
                 raise node.StandinError(f"stand-in: {source} holds {len(archives)} archives, name one")
             source = archives[0]
@@ -83,7 +83,7 @@ def unpack(source: Path, target: Path) -> None:
 
 def find_tables(root: Path) -> tuple[str, dict[str, list[Path]]]:
     """Return the schema and, for each table, the directories (one a member) that hold its files."""
-    schemas = sorted(root.rglob("schema.cql"))
+    schemas = sorted(root.rglob("keyspace.cql"))
     if not schemas:
         raise node.StandinError("stand-in: this is no backup: it holds no schema")
     tables: dict[str, list[Path]] = {}
@@ -128,8 +128,10 @@ def start_backend(cfg: node.NodeConfig, timeout: float = 60.0) -> bool:
     raise node.StandinError(f"stand-in: the backend gave no verdict within {timeout:.0f} s")
 
 
-def load_database(cfg: node.NodeConfig, source: Path, steps: faults.Steps) -> None:
-    """Replace the keyspace of this single-node cluster by that of a backup."""
+def load_database(
+    cfg: node.NodeConfig, source: Path, steps: faults.Steps, before_replacing: Callable[[], None] = lambda: None
+) -> None:
+    """Replace the keyspace of this single-node cluster by that of a backup, once that has been found readable."""
     from standin import cassandra
 
     if not source.exists():
@@ -148,6 +150,7 @@ def load_database(cfg: node.NodeConfig, source: Path, steps: faults.Steps) -> No
         try:
             rf = {store.local_datacenter(): 1}
             statements = adapt_schema(schema, rf)
+            before_replacing()
             steps.at("schema")
             store.apply_schema(statements)
             steps.at("import")
@@ -204,9 +207,12 @@ def _verdict(is_open: bool) -> int:
 def restore_all(cfg: node.NodeConfig, archive: Path) -> int:
     """Family A: everything at once."""
     steps = faults.Steps("restore-all", STEPS)
-    steps.at("stop")
-    stop_backend()
-    load_database(cfg, archive, steps)
+
+    def stop() -> None:
+        steps.at("stop")
+        stop_backend()
+
+    load_database(cfg, archive, steps, stop)
     steps.at("start")
     return _verdict(start_backend(cfg))
 
