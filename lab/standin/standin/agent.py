@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from standin import cassandra, kube, membership, node
+from standin import backup, cassandra, cron, kube, membership, node
 
 HEARTBEAT_S = 10.0
 PROBE_S = 2.0
@@ -23,57 +23,13 @@ CONFIG = node.STATE_DIR / "config.yaml"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 CRONJOBS = "/apis/batch/v1/namespaces/default/cronjobs"
 JOBS = {"backup": "sdkms-backup", "auditBackup": "sdkms-audit-backup"}
-_FIELDS = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 
 
 # -- cron -------------------------------------------------------------------------------------------------------------
-def cron_field(text: str, low: int, high: int) -> set[int]:
-    """Return the values of one field of a cron schedule; raises ValueError for what cron does not know."""
-    values: set[int] = set()
-    for part in text.split(","):
-        span, _, step_text = part.partition("/")
-        step = int(step_text) if step_text else 1
-        if span == "*":
-            first, last = low, high
-        else:
-            first_text, dash, last_text = span.partition("-")
-            first = int(first_text)
-            last = int(last_text) if dash else (high if step_text else first)
-        if step < 1 or not low <= first <= last <= high:
-            raise ValueError(f"not a cron field: {text}")
-        values.update(range(first, last + 1, step))
-    return values
-
-
-def cron_due(schedule: str, minute: dt.datetime) -> bool:
-    """Tell whether a five-field schedule fires in a minute (UTC)."""
-    parts = schedule.split()
-    if len(parts) != len(_FIELDS):
-        raise ValueError(f"a schedule has five fields: {schedule}")
-    minutes, hours, days, months, weekdays = (
-        cron_field(part, low, high) for part, (low, high) in zip(parts, _FIELDS, strict=True)
-    )
-    weekday = minute.isoweekday() % 7
-    day_fits = minute.day in days
-    weekday_fits = weekday in weekdays or (weekday == 0 and 7 in weekdays)
-    if parts[2] != "*" and parts[4] != "*":
-        date_fits = day_fits or weekday_fits
-    else:
-        date_fits = day_fits and weekday_fits
-    return minute.minute in minutes and minute.hour in hours and minute.month in months and date_fits
-
-
 def schedules(config_text: str) -> dict[str, str]:
     """Return the schedules of ``backup`` and ``auditBackup`` in a ``config.yaml``; none when they are not there."""
-    import yaml
-
-    document = yaml.safe_load(config_text) or {}
-    found = {}
-    for section in JOBS:
-        block = document.get(section) if isinstance(document, dict) else None
-        if isinstance(block, dict) and block.get("cron_schedule"):
-            found[section] = str(block["cron_schedule"])
-    return found
+    document = backup.parse_config(config_text)
+    return {section: str(document[section]["cron_schedule"]) for section in JOBS if document.get(section)}
 
 
 # -- the agent --------------------------------------------------------------------------------------------------------
@@ -84,7 +40,6 @@ class Agent:
         self.cfg = cfg
         self.since = node.utc_now()
         self.posted: dict[str, bool] = {}
-        self.absent = 0
         self.minute = _this_minute()
         self.children: list[subprocess.Popen[bytes]] = []
 
@@ -115,12 +70,10 @@ class Agent:
         """Renew the lease, post the Node's status, remember the members and the configuration."""
         own = cluster.get(f"/api/v1/nodes/{self.cfg.name}")
         if own is None:
-            self.absent += 1
-            if self.absent >= 2 and node.is_member():
+            if node.is_member():
                 print(f"stand-in agent: {self.cfg.name} is no node of this cluster any more; leaving", flush=True)
                 membership.leave_cluster()
             return
-        self.absent = 0
         spec = {"holderIdentity": self.cfg.name, "leaseDurationSeconds": 40, "renewTime": kube.micro_now()}
         lease = {
             "apiVersion": "coordination.k8s.io/v1",
@@ -130,9 +83,7 @@ class Agent:
         }
         if not cluster.create(LEASES, lease):
             cluster.merge(f"{LEASES}/{self.cfg.name}", {"spec": spec})
-        cluster.merge(
-            f"/api/v1/nodes/{self.cfg.name}/status", {"status": kube.node_status(self.cfg, True, self.since)}
-        )
+        cluster.merge(f"/api/v1/nodes/{self.cfg.name}/status", {"status": kube.node_status(self.cfg, True, self.since)})
         remember(cluster)
         text = cluster.read_config()
         if text is not None and (not CONFIG.exists() or CONFIG.read_text(encoding="utf-8") != text):
@@ -172,7 +123,7 @@ class Agent:
         due = schedules(CONFIG.read_text(encoding="utf-8")) if minutes and CONFIG.exists() else {}
         for section, schedule in due.items():
             for minute in minutes:
-                if cron_due(schedule, minute) and claim(cluster, section, schedule, minute):
+                if cron.parse(schedule).fires(minute) and claim(cluster, section, schedule, minute):
                     command = [sys.executable, "-m", "standin.agent", "backup", section]
                     self.children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
 
@@ -259,7 +210,9 @@ def remember(cluster: kube.Cluster) -> None:
     kube.remember_etcd_endpoints(kube.Etcd([kube.etcd_url(cfg.address), *endpoints], timeout=4.0).members())
 
 
-def set_replication(cluster: kube.Cluster, cfg: node.NodeConfig, leaving: str = "", joining: str = "") -> dict[str, int]:
+def set_replication(
+    cluster: kube.Cluster, cfg: node.NodeConfig, leaving: str = "", joining: str = ""
+) -> dict[str, int]:
     """Set the copies per data centre to the number of database members there; returns them.
 
     A member counts from the moment its data is there (an annotation of its pod says so), ``joining`` from now on,
@@ -267,7 +220,7 @@ def set_replication(cluster: kube.Cluster, cfg: node.NodeConfig, leaving: str = 
     """
     from standin import db
 
-    counted = set()
+    counted: set[str] = set()
     for pod in cluster.pods("app=cassandra"):
         name = pod["spec"].get("nodeName")
         held = "stand-in/holds-data" in (pod["metadata"].get("annotations") or {})
@@ -289,8 +242,6 @@ def main(arguments: list[str]) -> int:
     if arguments == ["run"]:
         Agent(node.load()).run()
     if arguments[:1] == ["backup"] and len(arguments) == 2:
-        from standin import backup
-
         backup.run_scheduled(node.load(), arguments[1])
         return 0
     print("usage: standin.agent run | backup SECTION", file=sys.stderr)

@@ -157,6 +157,9 @@ def run() -> None:
         raise node.StandinError("stand-in: this host has neither created nor joined a cluster; no database to start")
     from standin import kube
 
+    if node.is_member() and kube.removed_meanwhile(cfg, known_members()):
+        print("stand-in: this host was removed from the cluster while it was away; its database stays down", flush=True)
+        return
     seeds = seeds_for(cfg.address, known_members(), bool(state.get("database_joined")))
     files = render(
         node.CASSANDRA_DIR,
@@ -216,9 +219,7 @@ def wait_serving(cfg: node.NodeConfig, timeout: float) -> None:
         if node.systemctl("is-failed", "--quiet", "standin-cassandra", check=False).returncode == 0:
             raise node.StandinError(f"stand-in: the database does not start: {last_words()}")
         if time.monotonic() >= deadline:
-            raise node.StandinError(
-                f"stand-in: the database did not come up within {timeout:.0f} s: {last_words()}"
-            )
+            raise node.StandinError(f"stand-in: the database did not come up within {timeout:.0f} s: {last_words()}")
         time.sleep(0.2)
 
 
@@ -276,6 +277,7 @@ def main(arguments: list[str]) -> int:
     """``python3 -m standin.cassandra run``."""
     if arguments == ["run"]:
         run()
+        return 0
     print("usage: standin.cassandra run", file=sys.stderr)
     return 2
 

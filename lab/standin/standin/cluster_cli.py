@@ -40,13 +40,21 @@ STEPS = {
 
 # English of 5.4, English of 5.6, German
 MESSAGES = {
-    "banner": ("stand-in for DSM {version}: {command}", "[stand-in {version}] {command}", "Ersatz (stand-in) {version}: {command}"),
+    "banner": (
+        "stand-in for DSM {version}: {command}",
+        "[stand-in {version}] {command}",
+        "Ersatz (stand-in) {version}: {command}",
+    ),
     "certificates": ("making certificates", "issuing cluster PKI", "Zertifikate werden erzeugt"),
     "control-plane": ("starting the control plane", "control plane: starting", "Steuerungsebene startet"),
     "database": ("starting the database in {dc}", "database: starting ({dc})", "Datenbank startet in {dc}"),
     "master-key": ("sealing the master key", "sealing CMK", "Hauptschluessel wird versiegelt"),
     "created": ("Cluster created on {name}.", "OK: cluster is up on {name}", "Cluster auf {name} angelegt."),
-    "checking-token": ("checking the token with {peer}", "enrolment: contacting {peer}", "Token wird bei {peer} geprueft"),
+    "checking-token": (
+        "checking the token with {peer}",
+        "enrolment: contacting {peer}",
+        "Token wird bei {peer} geprueft",
+    ),
     "pending": (
         "waiting for the approval of {name} in the trust centre",
         "enrolment: {name} awaits approval",
@@ -60,7 +68,11 @@ MESSAGES = {
         "{name} antwortet nicht und wird entfernt",
     ),
     "removed": ("Node {name} removed.", "OK: {name} is out", "Knoten {name} entfernt."),
-    "reset": ("All DSM data on this machine deleted.", "OK: local state wiped", "Alle Daten dieses Rechners geloescht."),
+    "reset": (
+        "All DSM data on this machine deleted.",
+        "OK: local state wiped",
+        "Alle Daten dieses Rechners geloescht.",
+    ),
 }
 
 
@@ -302,10 +314,9 @@ def join_control_plane(command: Command, peers: kube.Cluster, welcome: dict[str,
     with peers.lock("etcd", cfg.name):
         members = etcd.members()
         own = kube.etcd_member_of(members, cfg.address)
-        if own is not None and not own.get("name"):
-            if not (resumed and (node.ETCD_DIR / "member").exists()):
-                etcd.remove(own["ID"])
-                own = None
+        if own is not None and not own.get("name") and not (resumed and (node.ETCD_DIR / "member").exists()):
+            etcd.remove(own["ID"])
+            own = None
         if own is None:
             members = etcd.add_learner(f"https://{cfg.address}:2380")
             own = kube.etcd_member_of(members, cfg.address)

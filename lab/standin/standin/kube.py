@@ -263,6 +263,18 @@ def at(address: str, timeout: float = 15.0) -> Cluster:
     return Cluster(Http(address, 6443, ca=PKI / "ca.crt", cert=MEMBER_CERT, key=MEMBER_KEY, timeout=timeout))
 
 
+def removed_meanwhile(cfg: node.NodeConfig, members: list[dict[str, str]]) -> bool:
+    """Tell whether another member says that this host is no node of the cluster any more; unknown counts as no."""
+    for member in members:
+        if member["address"] == cfg.address:
+            continue
+        try:
+            return at(member["address"], timeout=4.0).get(f"/api/v1/nodes/{cfg.name}") is None
+        except (ApiError, OSError):
+            continue
+    return False
+
+
 # -- certificates -----------------------------------------------------------------------------------------------------
 def kubeadm_config(cfg: node.NodeConfig) -> str:
     """Return kubeadm's configuration for this member."""
@@ -343,9 +355,7 @@ def make_member_certificate(cfg: node.NodeConfig) -> None:
         )
         .sign(authority_key, hashes.SHA256())  # type: ignore[arg-type]
     )
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     node.write_file(MEMBER_KEY, pem)
     node.write_file(MEMBER_CERT, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
