@@ -7,4 +7,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+# A loaded machine is no reason for a property to fail.
+settings.register_profile("collection", deadline=None, database=None)
+settings.load_profile("collection")
