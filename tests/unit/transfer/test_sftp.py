@@ -1,0 +1,165 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lean SFTP client against a server that answers late, short, out of order, in pieces, or not at all."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import (
+    EndOfFile,
+    ProtocolError,
+    Sftp,
+)
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack(">I", len(value)) + value
+
+
+def packet(kind: int, body: bytes) -> bytes:
+    return struct.pack(">IB", len(body) + 1, kind) + body
+
+
+class Server:
+    """One file, read over a channel. ``seed`` decides order, length and slicing of the answers; 0: the straight way."""
+
+    def __init__(self, content: bytes, seed: int = 0, fail_at: int = -1, hang_up_at: int = -1) -> None:
+        self.content, self.fail_at, self.hang_up_at = content, fail_at, hang_up_at
+        self.random = random.Random(seed) if seed else None
+        self.incoming = b""
+        self.answers: list[bytes] = []
+        self.outgoing = b""
+        self.sent = 0
+
+    def sendall(self, s: bytes) -> None:
+        self.incoming += s
+        while len(self.incoming) >= 4:
+            (length,) = struct.unpack_from(">I", self.incoming)
+            if len(self.incoming) < 4 + length:
+                return
+            body, self.incoming = self.incoming[4 : 4 + length], self.incoming[4 + length :]
+            self.answers.append(self._answer(body[0], body[1:]))
+
+    def _answer(self, kind: int, body: bytes) -> bytes:
+        if kind == 1:
+            return packet(2, struct.pack(">I", 3) + text(b"posix-rename@openssh.com") + text(b"1"))
+        number = body[:4]
+        if kind == 3:
+            return packet(102, number + text(b"h"))
+        if kind == 8:
+            return packet(105, number + struct.pack(">IQ", 1, len(self.content)))
+        if kind == 4:
+            return packet(101, number + struct.pack(">I", 0) + text(b"") + text(b""))
+        if kind == 5:
+            offset, length = struct.unpack(">QI", body[9:21])
+            if self.fail_at >= 0 and offset >= self.fail_at:
+                return packet(101, number + struct.pack(">I", 4) + text(b"I/O error") + text(b""))
+            piece = self.content[offset : offset + length]
+            if not piece:
+                return packet(101, number + struct.pack(">I", 1) + text(b"eof") + text(b""))
+            if self.random and self.random.random() < 0.3:
+                piece = piece[: self.random.randint(1, len(piece))]
+            return packet(103, number + text(piece))
+        raise AssertionError(kind)
+
+    def recv(self, nbytes: int) -> bytes:
+        if not self.outgoing:
+            if not self.answers:
+                return b""
+            at = self.random.randrange(len(self.answers)) if self.random else 0
+            self.outgoing = self.answers.pop(at)
+        count = min(nbytes, self.random.randint(1, 40_000) if self.random else nbytes)
+        if self.hang_up_at >= 0 and self.sent + count > self.hang_up_at:
+            return b""
+        piece, self.outgoing = self.outgoing[:count], self.outgoing[count:]
+        self.sent += len(piece)
+        return piece
+
+
+def read(server: Server, offset: int = 0, length: int | None = None) -> bytes:
+    sftp = Sftp(server)
+    handle = sftp.open_read("/f")
+    size = sftp.fstat(handle).size
+    got = bytearray()
+
+    def sink(position: int, piece: memoryview) -> None:
+        assert position == offset + len(got), "bytes out of order"
+        got.extend(piece)
+
+    sftp.read(handle, offset, size - offset if length is None else length, sink)
+    sftp.close(handle)
+    return bytes(got)
+
+
+@given(st.integers(0, 3_000_000), st.integers(0, 1 << 30), st.data())
+def test_any_server_order_gives_the_bytes_in_order(size: int, seed: int, data: st.DataObject) -> None:
+    content = random.Random(size).randbytes(size)
+    offset = data.draw(st.integers(0, size))
+    assert read(Server(content, seed), offset) == content[offset:]
+
+
+def test_a_file_that_ends_early_is_told() -> None:
+    with pytest.raises(EndOfFile):
+        read(Server(b"x" * 100_000), length=100_001)
+
+
+def test_a_read_error_is_told_and_the_session_stays_usable() -> None:
+    server = Server(b"x" * 3_000_000, fail_at=1_000_000)
+    sftp = Sftp(server)
+    handle = sftp.open_read("/f")
+    with pytest.raises(OSError, match="I/O error"):
+        sftp.read(handle, 0, 3_000_000, lambda _position, _piece: None)
+    assert sftp.fstat(handle).size == 3_000_000
+
+
+@pytest.mark.parametrize("cut", range(0, 200_000, 9_973))
+def test_f11_a_connection_that_ends_anywhere_is_told(cut: int) -> None:
+    with pytest.raises(EOFError):
+        read(Server(b"x" * 200_000, seed=1, hang_up_at=cut))
+
+
+class Canned:
+    """Says what it was told to say."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer = answer
+
+    def sendall(self, s: bytes) -> None:
+        return
+
+    def recv(self, nbytes: int) -> bytes:
+        piece, self.answer = self.answer[:nbytes], self.answer[nbytes:]
+        return piece
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"Welcome to this host!\n",
+        packet(101, struct.pack(">I", 3)),
+        packet(2, b"\0"),
+        packet(2, struct.pack(">I", 2)),
+        packet(2, struct.pack(">I", 3) + b"\0\0\0\x09abc"),
+        b"\0\0\0\0\0",
+    ],
+)
+def test_what_is_no_sftp_server_is_told(answer: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        Sftp(Canned(answer))
+
+
+def test_a_silent_end_is_told() -> None:
+    with pytest.raises(EOFError):
+        Sftp(Canned(b""))
+
+
+def test_an_answer_to_another_request_is_told() -> None:
+    version = packet(2, struct.pack(">I", 3))
+    with pytest.raises(ProtocolError):
+        Sftp(Canned(version + packet(105, struct.pack(">IIQ", 99, 1, 5)))).lstat("/f")
