@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """``attributes`` and its variations ``node``, ``store`` and ``api`` (the module's action group)."""
+    """``attributes``, and the action group as a variation. Its name must not be that of another fragment."""
 
     # Each module gives its own `support` (and `details` where it is not `full`).
     DOCUMENTATION = r"""
@@ -25,7 +25,7 @@ attributes:
       - This assumes that the system that the module controls did not change in between.
 """
 
-    NODE = r"""
+    NODE_GROUP = r"""
 options: {}
 attributes:
   action_group:
@@ -35,7 +35,7 @@ attributes:
       - kmsops.fortanix_dsm.dsm_node
 """
 
-    STORE = r"""
+    STORE_GROUP = r"""
 options: {}
 attributes:
   action_group:
@@ -45,7 +45,7 @@ attributes:
       - kmsops.fortanix_dsm.dsm_store
 """
 
-    API = r"""
+    API_GROUP = r"""
 options: {}
 attributes:
   action_group:

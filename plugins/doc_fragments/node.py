@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """``state_paths`` by itself, and ``api_*`` as the variation ``api``."""
+    """``state_paths`` by itself, and ``api_*`` as the variation ``own_api``."""
 
     DOCUMENTATION = r"""
 options:
@@ -24,7 +24,7 @@ options:
       - /var/lib/cassandra
 """
 
-    API = r"""
+    OWN_API = r"""
 options:
   api_address:
     description:

@@ -28,7 +28,7 @@ options:
     type: str
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
-  - kmsops.fortanix_dsm.attributes.store
+  - kmsops.fortanix_dsm.attributes.store_group
 attributes:
   check_mode:
     support: full

@@ -47,7 +47,7 @@ options:
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.kubeconfig
   - kmsops.fortanix_dsm.attributes
-  - kmsops.fortanix_dsm.attributes.node
+  - kmsops.fortanix_dsm.attributes.node_group
 attributes:
   check_mode:
     support: full

@@ -210,7 +210,7 @@ requirements:
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.accept
   - kmsops.fortanix_dsm.attributes
-  - kmsops.fortanix_dsm.attributes.store
+  - kmsops.fortanix_dsm.attributes.store_group
 attributes:
   check_mode:
     support: full
@@ -383,7 +383,8 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._shi
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._stage import stage
 
 
-def _login_spec() -> dict[str, t.Any]:
+def login_spec() -> dict[str, t.Any]:
+    """Options of an SSH login."""
     return {
         "port": {"type": "int", "default": 22},
         "key_file": {"type": "path", "no_log": False},
@@ -424,7 +425,7 @@ def argument_spec() -> dict[str, t.Any]:
         "store": {"type": "path", "required": True},
         "cluster": {"type": "dict", "options": cluster},
         "cluster_id": {"type": "str"},
-        "sources": {"type": "list", "elements": "dict", "default": [], "options": {**_login_spec(), **source}},
+        "sources": {"type": "list", "elements": "dict", "default": [], "options": {**login_spec(), **source}},
         "sealed_for": {"type": "list", "elements": "dict", "default": [], "options": sealed},
         "snapshot_started": {"type": "str"},
         "identify_argv": {"type": "list", "elements": "str"},
@@ -436,7 +437,7 @@ def argument_spec() -> dict[str, t.Any]:
         "rate_limit": {"type": "int", "default": 0},
         "new_cluster": {"type": "bool", "default": False},
         "id": {"type": "str"},
-        "push": {"type": "dict", "options": {**_login_spec(), **push}},
+        "push": {"type": "dict", "options": {**login_spec(), **push}},
         "connect_timeout": {"type": "float", "default": 30},
         "stall_timeout": {"type": "float", "default": 60},
         "run_id": {"type": "str", "default": ""},

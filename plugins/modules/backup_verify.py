@@ -51,7 +51,7 @@ options:
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.accept
   - kmsops.fortanix_dsm.attributes
-  - kmsops.fortanix_dsm.attributes.store
+  - kmsops.fortanix_dsm.attributes.store_group
 attributes:
   check_mode:
     support: full

@@ -21,7 +21,7 @@ description:
   - The vendor's command runs as a detached operation, and a second run of this module attaches to it.
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
-  - kmsops.fortanix_dsm.attributes.node
+  - kmsops.fortanix_dsm.attributes.node_group
   - kmsops.fortanix_dsm.kubeconfig
   - kmsops.fortanix_dsm.confirmed
   - kmsops.fortanix_dsm.accept

@@ -21,10 +21,10 @@ description:
   - A node that is no member is a valid answer and no failure.
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
-  - kmsops.fortanix_dsm.attributes.node
+  - kmsops.fortanix_dsm.attributes.node_group
   - kmsops.fortanix_dsm.kubeconfig
   - kmsops.fortanix_dsm.node
-  - kmsops.fortanix_dsm.node.api
+  - kmsops.fortanix_dsm.node.own_api
 attributes:
   check_mode:
     support: full

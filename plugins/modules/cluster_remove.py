@@ -20,7 +20,7 @@ description:
   - The outcome is read from the cluster and not from what the vendor's command says.
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
-  - kmsops.fortanix_dsm.attributes.node
+  - kmsops.fortanix_dsm.attributes.node_group
   - kmsops.fortanix_dsm.kubeconfig
   - kmsops.fortanix_dsm.accept
 attributes:

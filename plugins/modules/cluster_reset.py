@@ -24,12 +24,12 @@ description:
     and an approval.
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
-  - kmsops.fortanix_dsm.attributes.node
+  - kmsops.fortanix_dsm.attributes.node_group
   - kmsops.fortanix_dsm.kubeconfig
   - kmsops.fortanix_dsm.confirmed
   - kmsops.fortanix_dsm.accept
   - kmsops.fortanix_dsm.node
-  - kmsops.fortanix_dsm.node.api
+  - kmsops.fortanix_dsm.node.own_api
 attributes:
   check_mode:
     support: full

@@ -18,9 +18,9 @@ description:
     been done.
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
-  - kmsops.fortanix_dsm.attributes.node
+  - kmsops.fortanix_dsm.attributes.node_group
   - kmsops.fortanix_dsm.kubeconfig
-  - kmsops.fortanix_dsm.node.api
+  - kmsops.fortanix_dsm.node.own_api
 attributes:
   check_mode:
     support: full

@@ -20,7 +20,7 @@ description:
     are returned in RV(late).
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
-  - kmsops.fortanix_dsm.attributes.node
+  - kmsops.fortanix_dsm.attributes.node_group
   - kmsops.fortanix_dsm.kubeconfig
   - kmsops.fortanix_dsm.accept
 attributes:

@@ -62,7 +62,7 @@ options:
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.api
   - kmsops.fortanix_dsm.attributes
-  - kmsops.fortanix_dsm.attributes.api
+  - kmsops.fortanix_dsm.attributes.api_group
 attributes:
   check_mode:
     support: full

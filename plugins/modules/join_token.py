@@ -19,7 +19,7 @@ description:
     when the join has ended, but never while one is pending.
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
-  - kmsops.fortanix_dsm.attributes.node
+  - kmsops.fortanix_dsm.attributes.node_group
   - kmsops.fortanix_dsm.kubeconfig
 attributes:
   check_mode:

@@ -110,9 +110,9 @@ extends_documentation_fragment:
   - kmsops.fortanix_dsm.confirmed
   - kmsops.fortanix_dsm.accept
   - kmsops.fortanix_dsm.isolation
-  - kmsops.fortanix_dsm.node.api
+  - kmsops.fortanix_dsm.node.own_api
   - kmsops.fortanix_dsm.attributes
-  - kmsops.fortanix_dsm.attributes.node
+  - kmsops.fortanix_dsm.attributes.node_group
 attributes:
   check_mode:
     support: full
