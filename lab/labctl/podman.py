@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,9 @@ def in_container(
 
 
 def containers() -> dict[str, str]:
-    """The lab's containers, running or not: name -> podman's word for its state."""
+    """The lab's containers, running or not: name -> podman's word for its state. Without podman there are none."""
+    if shutil.which("podman") is None:
+        return {}
     listed = podman("ps", "--all", "--filter", f"label={LABEL}", "--format", "json").stdout
     rows: list[dict[str, Any]] = json.loads(listed or "[]")
     return {row["Names"][0]: str(row["State"]) for row in rows}

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from labctl import disks, hosts, namespaces, network, paths, production, site, state
+from labctl import clock, disks, hosts, namespaces, network, paths, production, site, state
 from labctl.errors import LabError
 from labctl.podman import containers, podman
 from labctl.process import await_condition, run
@@ -345,6 +345,25 @@ def disk_fills() -> str:
     return "no space left on device, and free again"
 
 
+def clock_is_moved() -> str:
+    host = topology().by_role("spare")[0]
+
+    def ahead() -> float:
+        answer = call("ssh", host.name, "sudo", "date", "+%s")
+        demand(answer.returncode == 0, f"no answer: {answer.stderr}")
+        return float(answer.stdout) - time.time()
+
+    clock.shift(host, "+1d")
+    moved = ahead()
+    units = podman("exec", host.container, "systemctl", "show", "--property=Environment", *clock.UNITS).stdout
+    clock.reset(host)
+    back = ahead()
+    demand(abs(moved - 86400) < 60, f"moved by {moved:.0f} s instead of a day")
+    demand(units.count("FAKETIME=+1d") == len(clock.UNITS), f"not every service has the other clock: {units}")
+    demand(abs(back) < 60, f"after the reset it is still {back:.0f} s off")
+    return "one day ahead for sudo commands and the stand-in's services, and back"
+
+
 def keys_are_pinned() -> str:
     good = call("ssh", "dr1", "hostname")
     demand(good.stdout.strip() == "dr1", f"no log-in: {good.stderr}")
@@ -411,5 +430,6 @@ WITH_HOSTS = (
     Proof("power", "power and cable", power_and_cable),
     Proof("reboot", "a host can be rebooted from inside", reboot_comes_back),
     Proof("disk-full", "a full disk is full", disk_fills),
+    Proof("clock", "a host's clock can be wrong", clock_is_moved),
     Proof("hardware", "replaced hardware is another machine", hardware_is_replaced),
 )

@@ -174,7 +174,9 @@ def _opens(archive: Path, node: Host) -> bool:
         demand(code == 204 or (code or 0) >= 500, f"health is {code}: {done.stderr}")
         if code == 204:
             proved = call("load", "--prove", node.name, timeout=120)
-            demand(proved.returncode == 0, f"it opened, but what production encrypted is not right: {proved.stderr}")
+            demand(proved.returncode == 0, f"nothing could be proved: {proved.stderr}")
+            found = json.loads(proved.stdout)
+            demand(found["known"] == found["decrypted"] > 0, f"it opened, but production's data is not right: {found}")
         return code == 204
     finally:
         in_container(node.container, ["sdkms-cluster", "reset", "--delete-data"], timeout=120)

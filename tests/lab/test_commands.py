@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,30 @@ def test_works_from_any_directory(tmp_path: Path) -> None:
     done = subprocess.run([str(paths.LAB / "lab"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "exit codes" in done.stdout
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """The launcher in a checkout without a virtual environment."""
+    (tmp_path / "lab").mkdir()
+    return Path(shutil.copy(paths.LAB / "lab", tmp_path / "lab" / "lab"))
+
+
+def test_a_python_without_the_modules_is_one_sentence(elsewhere: Path) -> None:
+    python = [sys.executable, "-I", "-S"]
+    done = subprocess.run([*python, str(elsewhere), "status"], capture_output=True, text=True, check=False)
+    assert done.returncode == 7
+    assert done.stderr.count("\n") == 1
+    assert "make venv" in done.stderr
+
+
+def test_a_python_that_is_too_old_is_one_sentence(elsewhere: Path) -> None:
+    script = f"import sys, runpy; sys.version_info = (3, 8, 1); runpy.run_path({str(elsewhere)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert done.stderr.count("\n") == 1
+    assert "Python 3.8" in done.stderr
+    assert "make venv" in done.stderr
 
 
 def test_not_root_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
