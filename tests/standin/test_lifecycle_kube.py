@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
-from standin import cassandra, kube
+from standin import cassandra, kube, node
 from standin_pki import CFG
 
 UTC = dt.timezone.utc
@@ -194,3 +194,69 @@ def test_database_processes_are_found_by_their_class(tmp_path: Path) -> None:
         (tmp_path / number / "cmdline").write_bytes(words)
     (tmp_path / "meminfo").touch()
     assert cassandra.processes(tmp_path) == [12]
+
+
+def test_a_lock_of_a_dead_process_of_this_host_is_free(tmp_path: Path) -> None:
+    (tmp_path / "12").mkdir()
+    held = {"spec": {"holderIdentity": "dr1/12"}}
+    assert not kube.holder_gone(held, "dr1", tmp_path)
+    assert not kube.holder_gone({"spec": {"holderIdentity": "other/13"}}, "dr1", tmp_path)
+    assert kube.holder_gone({"spec": {"holderIdentity": "dr1/13"}}, "dr1", tmp_path)
+
+
+class Leases:
+    """Lease objects with the apiserver's optimistic lock; ``request`` is what Http has."""
+
+    def __init__(self) -> None:
+        self.lease: dict[str, Any] | None = None
+        self.version = 0
+
+    def request(self, method: str, path: str, body: Any = None, content_type: str = "") -> Any:
+        if method == "GET":
+            if self.lease is None:
+                raise kube.ApiError(404, "NotFound", path)
+            return json.loads(json.dumps(self.lease))
+        if method == "DELETE":
+            self.lease = None
+            return None
+        if method == "POST" and self.lease is not None:
+            raise kube.ApiError(409, "AlreadyExists", path)
+        if method == "PUT" and body["metadata"]["resourceVersion"] != str(self.version):
+            raise kube.ApiError(409, "Conflict", path)
+        self.version += 1
+        self.lease = json.loads(json.dumps(body))
+        self.lease["metadata"]["resourceVersion"] = str(self.version)
+        return self.lease
+
+
+def held_by(holder: str, renewed: str) -> Leases:
+    leases = Leases()
+    spec = {"holderIdentity": holder, "leaseDurationSeconds": 45, "renewTime": renewed}
+    leases.request("POST", "/leases", {"metadata": {"name": "standin-lock-x"}, "spec": spec})
+    return leases
+
+
+def test_a_free_lock_is_taken_and_given_back() -> None:
+    leases = Leases()
+    with kube.Cluster(leases).lock("x", "dr1"):  # type: ignore[arg-type]
+        assert leases.lease is not None
+        assert leases.lease["spec"]["holderIdentity"].startswith("dr1/")
+    assert leases.lease is None
+
+
+def test_a_held_lock_is_waited_for_and_named() -> None:
+    leases = held_by("dc1-n1/1", kube.micro_now())
+    with pytest.raises(node.StandinError, match="lock x"), kube.Cluster(leases).lock("x", "dr1", timeout=0):  # type: ignore[arg-type]
+        pytest.fail("two hold one lock")
+    assert leases.lease is not None
+
+
+@pytest.mark.parametrize(
+    ("holder", "renewed"), [("dc1-n1/1", "2026-01-02T03:04:05.000000Z"), ("dr1/999999999", kube.micro_now())]
+)
+def test_a_forgotten_lock_is_taken_over(holder: str, renewed: str) -> None:
+    leases = held_by(holder, renewed)
+    with kube.Cluster(leases).lock("x", "dr1", timeout=0):  # type: ignore[arg-type]
+        assert leases.lease is not None
+        assert leases.lease["spec"]["holderIdentity"] != holder
+    assert leases.lease is None

@@ -18,7 +18,8 @@ from typing import Any
 from standin import backup, cassandra, cron, kube, membership, node
 
 HEARTBEAT_S = 10.0
-PROBE_S = 2.0
+PROBE_S = 5.0
+PROBE_UNREADY_S = 1.0
 CONFIG = node.STATE_DIR / "config.yaml"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 CRONJOBS = "/apis/batch/v1/namespaces/default/cronjobs"
@@ -84,21 +85,20 @@ class Agent:
         if not cluster.create(LEASES, lease):
             cluster.merge(f"{LEASES}/{self.cfg.name}", {"spec": spec})
         cluster.merge(f"/api/v1/nodes/{self.cfg.name}/status", {"status": kube.node_status(self.cfg, True, self.since)})
-        remember(cluster)
         text = cluster.read_config()
         if text is not None and (not CONFIG.exists() or CONFIG.read_text(encoding="utf-8") != text):
             sync_cron_jobs(cluster, text)
             node.write_file(CONFIG, text.encode("utf-8"))
-        self.follow_stateful_set(cluster, own)
 
-    def follow_stateful_set(self, cluster: kube.Cluster, own: dict[str, Any]) -> None:
+    def follow_stateful_set(self, cluster: kube.Cluster) -> None:
         """Restart the database under the labelled data centre once the StatefulSet's environment says ``ignore_dc``."""
         options = cassandra.jvm_extra_opts(cluster.get(kube.STATEFUL_SET_PATH))
         state = node.read_state()
-        wanted = (own["metadata"].get("labels") or {}).get("datacenter") or state.get("datacenter")
+        datacenter = state.get("datacenter")
+        if cassandra.IGNORE_DC in options.split():
+            datacenter = cluster.datacenter_of(self.cfg.name) or datacenter
         if not node.is_member() or options == state.get("jvm_extra_opts", ""):
             return
-        datacenter = wanted if cassandra.IGNORE_DC in options.split() else state.get("datacenter")
         print(f"stand-in agent: database restarts with {options!r} in {datacenter}", flush=True)
         with cluster.lock("database", self.cfg.name):
             node.write_state({"jvm_extra_opts": options, "datacenter": datacenter})
@@ -129,23 +129,30 @@ class Agent:
 
     def run(self) -> None:
         """Run until stopped."""
-        beat = 0.0
+        beat = float("-inf")
         while True:
             probes = self.probes()
-            changed = probes != self.posted
-            if changed or time.monotonic() - beat >= HEARTBEAT_S:
-                try:
-                    cluster = self.cluster()
-                    if time.monotonic() - beat >= HEARTBEAT_S:
-                        self.heartbeat(cluster)
-                        beat = time.monotonic()
-                        self.cron(cluster)
-                    self.post_pods(cluster, probes)
-                    self.posted = probes
-                except (kube.ApiError, OSError, node.StandinError, ValueError) as error:
-                    print(f"stand-in agent: {error}", file=sys.stderr, flush=True)
+            due = time.monotonic() - beat >= HEARTBEAT_S
+            if due or probes != self.posted:
+                beat = time.monotonic() if due else beat
+                self.report(probes, due)
             self.children = [child for child in self.children if child.poll() is None]
-            time.sleep(PROBE_S)
+            time.sleep(PROBE_S if all(probes.values()) else PROBE_UNREADY_S)
+
+    def report(self, probes: dict[str, bool], heartbeat: bool) -> None:
+        """Tell the cluster about this host; what fails is said and tried again at the next beat."""
+        try:
+            cluster = self.cluster()
+            if heartbeat:
+                self.heartbeat(cluster)
+            self.post_pods(cluster, probes)
+            self.posted = probes
+            if heartbeat:
+                self.cron(cluster)
+                self.follow_stateful_set(cluster)
+                remember(cluster)
+        except (kube.ApiError, OSError, node.StandinError, ValueError) as error:
+            print(f"stand-in agent: {error}", file=sys.stderr, flush=True)
 
 
 def _this_minute() -> dt.datetime:

@@ -224,7 +224,8 @@ def finish(cluster: kube.Cluster, cfg: node.NodeConfig, command: str) -> None:
     kube.set_replicas(cluster)
     node.write_state({"phase": "member", "database_joined": True, "member_since": node.utc_now()})
     node.write_file(node.MARKER, f"{command}\n".encode())
-    agent.remember(cluster)
+    with contextlib.suppress(kube.ApiError, OSError):  # the agent does it within seconds anyway
+        agent.remember(cluster)
 
 
 # -- join -------------------------------------------------------------------------------------------------------------
@@ -345,7 +346,8 @@ def join_database(command: Command, peers: kube.Cluster, appeared: float) -> Non
     datacenter = state.get("datacenter")
     if datacenter is None:
         datacenter = await_label(peers, cfg, appeared)
-        node.write_state({"datacenter": datacenter})
+        options = cassandra.jvm_extra_opts(peers.get(kube.STATEFUL_SET_PATH))
+        node.write_state({"datacenter": datacenter, "jvm_extra_opts": options})
     command.at("database")
     command.say("database", dc=str(datacenter))
     node.start_units("standin-cassandra")
@@ -394,10 +396,11 @@ def remove(cfg: node.NodeConfig, name: str) -> int:
         command.at("objects")
         kube.retry(lambda: delete_objects(cluster, name), 30, "the removal of the node's objects")
     if alive:
-        with contextlib.suppress(kube.ApiError, OSError):
+        with contextlib.suppress(kube.ApiError, OSError, node.StandinError):
             membership.client(address).request("POST", "/v1/leave", {})
-            node.wait_until(lambda: not still_serves(address), 20, f"the end of the services of {name}", 0.2)
-    agent.remember(cluster)
+            node.wait_until(lambda: not still_serves(address), 60, f"the end of the services of {name}", 0.2)
+    with contextlib.suppress(kube.ApiError, OSError):
+        agent.remember(cluster)
     command.at("done")
     command.say("removed", name=name)
     return 0

@@ -9,6 +9,7 @@ the units start; it works out the flags and becomes ``labkube``.
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import hashlib
 import http.client
@@ -19,9 +20,9 @@ import ssl
 import string
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -207,12 +208,17 @@ class Cluster:
             self.merge(f"/api/v1/namespaces/kube-system/secrets/{CONFIG_SECRET}", {"data": data})
 
     # -- locks --------------------------------------------------------------------------------------------------------
-    @contextmanager
-    def lock(self, name: str, holder: str, ttl_s: int = 90, timeout: float = 300.0) -> Iterator[None]:
-        """Hold a cluster-wide lock (a Lease object); taken over when its holder has not given it back in ``ttl_s``."""
+    @contextlib.contextmanager
+    def lock(self, name: str, holder: str, ttl_s: int = 45, timeout: float = 600.0) -> Iterator[None]:
+        """Hold a cluster-wide lock (a Lease object, renewed while it is held).
+
+        It is taken over when its holder has not renewed it for ``ttl_s``, and at once when the holder was a process of
+        this same host that is gone.
+        """
+        identity = f"{holder}/{os.getpid()}"
         path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
         own = f"{path}/standin-lock-{name}"
-        spec = {"holderIdentity": holder, "leaseDurationSeconds": ttl_s}
+        spec = {"holderIdentity": identity, "leaseDurationSeconds": ttl_s}
         deadline = time.monotonic() + timeout
         while True:
             body = {
@@ -224,7 +230,7 @@ class Cluster:
             if self.create(path, body):
                 break
             found = self.get(own)
-            if found is not None and (found["spec"].get("holderIdentity") == holder or lease_expired(found)):
+            if found is not None and (lease_expired(found) or holder_gone(found, holder)):
                 body["metadata"] = {**body["metadata"], "resourceVersion": found["metadata"]["resourceVersion"]}  # type: ignore[dict-item]
                 try:
                     self.http.request("PUT", own, body)
@@ -235,10 +241,22 @@ class Cluster:
             if time.monotonic() >= deadline:
                 raise node.StandinError(f"stand-in: another operation holds the lock {name} of this cluster")
             time.sleep(0.2)
+        released = threading.Event()
+
+        def renew() -> None:
+            while not released.wait(ttl_s / 4):
+                with contextlib.suppress(ApiError, OSError):
+                    self.merge(own, {"spec": {"renewTime": micro_now()}})
+
+        renewer = threading.Thread(target=renew, name=f"lock {name}", daemon=True)
+        renewer.start()
         try:
             yield
         finally:
-            self.delete(own)
+            released.set()
+            renewer.join(timeout=20)
+            with contextlib.suppress(ApiError, OSError):
+                self.delete(own)
 
 
 def lease_expired(lease: dict[str, Any], now: dt.datetime | None = None) -> bool:
@@ -246,6 +264,12 @@ def lease_expired(lease: dict[str, Any], now: dt.datetime | None = None) -> bool
     renewed = dt.datetime.strptime(lease["spec"]["renewTime"], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=dt.timezone.utc)
     age = ((now or dt.datetime.now(dt.timezone.utc)) - renewed).total_seconds()
     return age > float(lease["spec"]["leaseDurationSeconds"])
+
+
+def holder_gone(lease: dict[str, Any], host: str, proc: Path = Path("/proc")) -> bool:
+    """Tell whether a lock is held by a process of ``host`` (this one) that does not run any more."""
+    holder, _, process = str(lease["spec"].get("holderIdentity", "")).partition("/")
+    return holder == host and not (proc / process).is_dir()
 
 
 def micro_now() -> str:
