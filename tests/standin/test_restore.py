@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import threading
 from pathlib import Path
@@ -191,9 +192,35 @@ def test_a_configuration_that_cannot_be_carried_out_is_refused(text: str, words:
         backup.parse_config(text)
 
 
-@pytest.mark.parametrize(("version", "directory"), [("5.4.2031-standin", False), ("5.6.2919-standin", True)])
-def test_the_form_differs_by_release(version: str, directory: bool) -> None:
+@pytest.mark.parametrize(
+    ("version", "directory", "names"),
+    [
+        ("5.4.2031-standin", False, ["sdkms_backup_NOW", "sdkms_audit_backup_NOW"]),
+        ("5.6.2919-standin", True, ["NOW", "audit-NOW"]),
+        ("6.0.1-standin", True, ["NOW", "audit-NOW"]),
+    ],
+)
+def test_the_form_differs_by_release(version: str, directory: bool, names: list[str], faults_directory: Path) -> None:
     assert backup.whole_directory(version) is directory
+    assert [backup.delivery_name(version, section, "NOW") for section in backup.SECTIONS] == names
+    (faults_directory / "backup-fixed-name.json").write_text("{}")
+    fixed = [backup.delivery_name(version, "backup", started) for started in ("NOW", "LATER")]
+    assert fixed[0] == fixed[1] != names[0]
+
+
+@pytest.mark.parametrize("as_directory", [True, False])
+def test_the_backup_of_another_cluster_comes_under_this_one_s_name(
+    tmp_path: Path, faults_directory: Path, as_directory: bool
+) -> None:
+    other = backup.pack(staged(tmp_path), tmp_path, "other", as_directory)
+    (faults_directory / "backup-foreign.json").write_text(json.dumps({"path": str(other)}))
+    path = tmp_path / "mine"
+    if as_directory:
+        path.mkdir()
+    path = path if as_directory else path.with_suffix(".tar.gz")
+    backup.damage(path)
+    restore.unpack(path, tmp_path / "back")
+    assert restore.find_tables(tmp_path / "back")[0] == SCHEMA
 
 
 def test_a_detached_backup_reports_when_it_began_and_goes_on(tmp_path: Path) -> None:

@@ -9,6 +9,11 @@ public text tells (names, archive or directories, compression) differs by releas
 * 5.6 and later: a directory ``<UTC>/<node>/…`` without compression (``audit-<UTC>/…``).
 
 A backup without ``scp`` stays in /var/lib/standin/backup.
+
+Faults: ``backup-not-made``, ``backup-zero-bytes``, ``backup-truncated``, ``backup-part-missing`` (``table=``),
+``backup-growing`` (``seconds=`` that the delivery takes), ``backup-foreign`` (``path=`` of a backup of another cluster
+that is delivered instead). Knobs: ``backup-ballast`` (``megabytes=``), ``backup-fixed-name`` (every delivery has the
+same name, so that each one overwrites the one before).
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ CONFIG_CACHE = node.STATE_DIR / "config.yaml"
 DEFAULT_IDENTITY = "/etc/dsm/delivery_ed25519"
 _TABLE = re.compile(r"^(?P<table>[a-z_0-9]+)-[0-9a-f]{32}$")
 _SCP_TIMEOUT_S = 3600
+_LOCK_WAIT_S = 90.0
 
 
 def stamp(moment: dt.datetime | None = None) -> str:
@@ -222,8 +228,26 @@ def pack(stage: Path, directory: Path, name: str, as_directory: bool) -> Path:
     return path
 
 
+def delivery_name(version: str, section: str, started: str) -> str:
+    """Return the name of a delivery without its suffix, by release."""
+    audit = section == "auditBackup"
+    if faults.active("backup-fixed-name") is not None:
+        started = "latest"
+    if whole_directory(version):
+        return f"audit-{started}" if audit else started
+    return f"sdkms_audit_backup_{started}" if audit else f"sdkms_backup_{started}"
+
+
 def damage(path: Path) -> None:
     """Apply the faults that spoil the finished delivery."""
+    foreign = faults.active("backup-foreign")
+    if foreign is not None:
+        faults.spend("backup-foreign")
+        if path.is_dir():
+            shutil.rmtree(path)
+            shutil.copytree(str(foreign["path"]), path)
+        else:
+            shutil.copyfile(str(foreign["path"]), path)
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
     if faults.active("backup-zero-bytes") is not None:
         faults.spend("backup-zero-bytes")
@@ -279,10 +303,15 @@ def deliver(scp: dict[str, Any] | None, path: Path) -> None:
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     with LOCK.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise node.StandinError("stand-in: a backup is running on this node already") from error
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise node.StandinError("stand-in: another backup is still running on this node") from error
+                time.sleep(0.2)
         yield
 
 
@@ -297,21 +326,21 @@ def schema_text(address: str) -> str:
 
 def perform(cfg: node.NodeConfig, section: str, begun: Callable[[], None] = lambda: None) -> Path | None:
     """Make and deliver one backup; ``begun`` is called when the first snapshot exists. Returns the delivered name."""
-    from standin import cassandra, kube, membership
+    from standin import cassandra
 
     if faults.active("backup-not-made") is not None:
         faults.spend("backup-not-made")
         begun()
         say(f"{section}: done")
         return None
-    with _alone():
+    with contextlib.ExitStack() as afterwards, _alone():
         document = read_config(cfg)
         if not document.get(section):
             raise node.StandinError(f"stand-in: config.yaml has no {section}: section, so there is no backup to make")
         started = stamp()
-        audit = section == "auditBackup"
         tag = f"{section.lower()}-{started}"
         members = cassandra.known_members() or [{"name": cfg.name, "address": cfg.address}]
+        afterwards.callback(drop_snapshots, members, tag)  # when the next backup may begin already
         shutil.rmtree(STAGE, ignore_errors=True)
         stage = STAGE / "files"
         stage.mkdir(mode=0o700, parents=True)
@@ -320,29 +349,37 @@ def perform(cfg: node.NodeConfig, section: str, begun: Callable[[], None] = lamb
             begun()
             say(f"{section}: snapshot {tag} begun")
             answered = collect(members, tag, stage, tables_of(section, document))
-            schema = schema_text(cfg.address)
-            for place in [stage / name for name in answered] if whole_directory(cfg.version) else [stage]:
-                place.mkdir(exist_ok=True)
-                (place / "keyspace.cql").write_text(schema, encoding="utf-8")
-            ballast = faults.active("backup-ballast")
-            if ballast is not None:
-                add_ballast(stage / answered[0], int(faults.number(ballast, "megabytes", 8)))
-            spoil(stage)
-            if whole_directory(cfg.version):
-                name = f"audit-{started}" if audit else started
-            else:
-                name = f"sdkms_audit_backup_{started}" if audit else f"sdkms_backup_{started}"
-            path = pack(stage, STAGE, name, whole_directory(cfg.version))
-            damage(path)
+            path = finish(cfg, stage, answered, delivery_name(cfg.version, section, started))
             size = sum(item.stat().st_size for item in [path, *path.rglob("*")] if item.is_file())
             deliver(document[section].get("scp"), path)
             say(f"{section}: delivered {path.name}, {size} bytes, members {' '.join(answered)}")
         finally:
             shutil.rmtree(STAGE, ignore_errors=True)
-            for member in members:
-                with contextlib.suppress(OSError, node.StandinError, kube.ApiError):
-                    membership.drop_snapshot(member["address"], tag)
-        return Path(path.name)
+    return Path(path.name)
+
+
+def finish(cfg: node.NodeConfig, stage: Path, members: Sequence[str], name: str) -> Path:
+    """Add schema and ballast to the collected files, pack them, and spoil them where a fault says so."""
+    schema = schema_text(cfg.address)
+    for place in [stage / member for member in members] if whole_directory(cfg.version) else [stage]:
+        place.mkdir(exist_ok=True)
+        (place / "keyspace.cql").write_text(schema, encoding="utf-8")
+    ballast = faults.active("backup-ballast")
+    if ballast is not None:
+        add_ballast(stage / members[0], int(faults.number(ballast, "megabytes", 8)))
+    spoil(stage)
+    path = pack(stage, STAGE, name, whole_directory(cfg.version))
+    damage(path)
+    return path
+
+
+def drop_snapshots(members: Sequence[dict[str, str]], tag: str) -> None:
+    """Let every member that can be reached forget a snapshot."""
+    from standin import kube, membership
+
+    for member in members:
+        with contextlib.suppress(OSError, node.StandinError, kube.ApiError):
+            membership.drop_snapshot(member["address"], tag)
 
 
 def run_scheduled(cfg: node.NodeConfig, section: str | None = None) -> list[str]:
