@@ -107,6 +107,10 @@ removed_blocks:
   returned: success
   type: list
   elements: str
+host:
+  description: Who this node says it is.
+  returned: success
+  type: dict
 accepted:
   description: Soft reasons that were accepted.
   returned: success

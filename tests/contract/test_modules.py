@@ -14,6 +14,7 @@ import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from module_docs import BASE_RETURNS, COLLECTION, MODULES, ROOT, action_groups, documents, lines_of_code, source
 from module_run import constructed
+from worlds import WORLDS, CanaryWritten, World
 
 SECRET_NAME = re.compile(r"(^|_)(password|passphrase|secret|secrets|api_key|token|secret_settings)$")
 ATTRIBUTES = {"check_mode", "diff_mode", "idempotent", "action_group"}
@@ -149,3 +150,153 @@ def test_returns_are_described(name: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "plugins" / "doc_fragments").glob("*.py")), ids=lambda path: path.stem)
 def test_every_doc_fragment_is_used(path: Path) -> None:
     assert any(f"{COLLECTION}.{path.stem}" in source(name) for name in MODULES)
+
+
+# -- what is claimed is run --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=WORLDS, ids=lambda kind: kind.__name__)
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    found = request.param(tmp_path, monkeypatch)
+    yield found
+    found.close()
+
+
+def stated(world: World, attribute: str) -> str:
+    """What the module claims; where it claims ``partial``, nothing is claimed for writing new evidence."""
+    support = documents()[world.module]["doc"]["attributes"][attribute]["support"]
+    return "none" if support == "partial" and isinstance(world, CanaryWritten) else str(support)
+
+
+def test_every_module_has_a_world() -> None:
+    assert {kind.module for kind in WORLDS} == set(MODULES)
+
+
+def test_check_mode_touches_nothing_and_predicts_the_change(world: World) -> None:
+    before = world.observe()
+    planned = world.call(check=True)
+    assert not planned.failed, planned.text
+    assert world.observe() == before
+    done = world.call()
+    assert not done.failed, done.text
+    assert planned.result["changed"] is done.result["changed"]
+    assert planned.result["before"] == done.result["before"]
+    if done.result["changed"]:
+        assert world.observe() != before
+
+
+def test_a_second_run_is_quiet_where_that_is_claimed(world: World) -> None:
+    first = world.call()
+    assert not first.failed, first.text
+    after_first = world.observe()
+    planned, second = world.call(check=True), world.call()
+    assert not second.failed, second.text
+    if stated(world, "idempotent") in ("full", "partial"):
+        assert planned.result["changed"] is second.result["changed"] is False
+        assert second.result["before"] == second.result["after"]
+        assert (
+            second.result.get("diff", {"before": 0, "after": 0})["before"]
+            == second.result.get("diff", {"before": 0, "after": 0})["after"]
+        )
+        assert world.observe()[1:] == after_first[1:], "a second run ran a command that acts"
+
+
+def test_the_difference_is_what_before_and_after_say(world: World) -> None:
+    result = world.call().result
+    if stated(world, "diff_mode") in ("none", "N/A"):
+        assert not result.get("diff")
+        return
+    assert result["changed"] is (result["before"] != result["after"])
+    if result["before"] is not None:
+        assert result["diff"] == {"before": result["before"], "after": result["after"]}
+
+
+def test_returns_are_what_is_documented(world: World) -> None:
+    result = world.call().result
+    documented = documents()[world.module]["return"] or {}
+    always = {key for key, described in documented.items() if described["returned"] in ("success", "always")}
+    assert always - set(result) == set(), "documented, but not returned"
+    assert set(result) - set(documented) - BASE_RETURNS == set(), "returned, but not documented"
+    kinds = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
+    for key in set(result) & set(documented):
+        assert result[key] is None or isinstance(result[key], kinds[documented[key]["type"]]), key
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["really", "in check mode"])
+def test_a_refusal_has_a_shape_and_touches_nothing(world: World, check: bool) -> None:
+    world.operations.effect = None
+    warmed = world.call(check=True, **world.refused)
+    before = world.observe()
+    answer = world.call(check=check, **world.refused)
+    assert answer.failed and warmed.failed, answer.text
+    result = answer.result
+    assert re.fullmatch(r"[A-Z][A-Z0-9_]+", result["error_code"]) and result["error_code"] != "INTERNAL"
+    assert result["msg"] and "Traceback" not in answer.text
+    assert result["remedy"], "nobody says what to do next"
+    assert isinstance(result["details"], dict) and isinstance(result["actions"], list)
+    for reason in result["reasons"]:
+        assert set(reason) == {"code", "message", "remedy", "hard"}
+        assert re.fullmatch(r"[A-Z][A-Z0-9_]+", reason["code"]) and reason["message"]
+    assert world.observe() == before
+
+
+def planted(
+    options: Mapping[str, Any], spec: Mapping[str, Any], secrets: list[str], deep: bool = False
+) -> dict[str, Any]:
+    """``options`` with a secret of its own in every option that is marked as one (and that is a text)."""
+    out = dict(options)
+    for key, specified in spec.items():
+        value = out.get(key)
+        if specified.get("no_log") and isinstance(value, str):
+            secrets.append(value)
+        elif specified.get("no_log") and specified.get("type") == "str" and deep:
+            out[key] = f"canary-{len(secrets)}-of-{key}"
+            secrets.append(out[key])
+        elif specified.get("no_log") and specified.get("type") == "dict" and deep:
+            out[key] = {"account": {"secret_key": f"canary-{len(secrets)}-of-{key}"}}
+            secrets.append(f"canary-{len(secrets)}-of-{key}")
+        elif isinstance(value, dict) and specified.get("options"):
+            out[key] = planted(value, specified["options"], secrets, deep)
+        elif isinstance(value, list) and specified.get("options"):
+            out[key] = [planted(one, specified["options"], secrets, deep) for one in value]
+    return out
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["as given", "in every option"])
+def test_a_secret_is_in_no_output(world: World, deep: bool) -> None:
+    secrets: list[str] = []
+    params = planted(world.params, constructed(world.module)["argument_spec"], secrets, deep)
+    answers = [world.call(check=check, **params) for check in (True, False)]
+    answers.append(world.call(**{**params, **world.refused}))
+    for answer in answers:
+        assert [secret for secret in secrets if secret in answer.text] == []
+    for path in world.state.rglob("*"):
+        if path.is_file():
+            assert [secret for secret in secrets if secret.encode() in path.read_bytes()] == [], path.name
+
+
+def test_an_unexpected_error_tells_a_person_what_to_do_and_no_value(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _module
+
+    def broken(_body: Any) -> Any:
+        def body(_shell: Any) -> Any:
+            raise KeyError("canary-in-an-exception")
+
+        return body
+
+    real = _module.run_module
+
+    def run_broken(spec: Any, body: Any, **more: Any) -> None:
+        real(spec, broken(body), **more)
+
+    import importlib
+
+    module = importlib.import_module(f"ansible_collections.kmsops.fortanix_dsm.plugins.modules.{world.module}")
+    target = module if hasattr(module, "run_module") else _module
+    monkeypatch.setattr(target, "run_module", run_broken)
+    answer = world.call()
+    assert answer.failed and answer.result["error_code"] == "INTERNAL"
+    assert "canary-in-an-exception" not in answer.text and "Traceback" not in answer.text
+    assert answer.result["remedy"]

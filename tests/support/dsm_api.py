@@ -35,7 +35,7 @@ class Site:
         self.backend = api.Backend(VERSION, self.faults.get)
         self.ca_path = str(directory / "ca.crt")
         if not (directory / "ca.crt").exists():
-            _certificates(directory)
+            make_certificates(directory)
         self._server = api.Server(("127.0.0.1", 0), self.backend, api.ROUTES, api.tls_context(directory))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
@@ -91,7 +91,8 @@ class Site:
         return json.loads(text) if text else None
 
 
-def _certificates(directory: Path) -> None:
+def make_certificates(directory: Path) -> None:
+    """A CA and a certificate of HOST that it signed: ca.crt, api.crt, api.key."""
     start = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
     end = start + datetime.timedelta(days=3)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
