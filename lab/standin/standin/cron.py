@@ -69,5 +69,5 @@ def parse(text: str) -> Schedule:
     words = text.split()
     if len(words) != len(_FIELDS):
         raise ValueError(f"a cron schedule has five fields, {text!r} has {len(words)}")
-    sets = [_field(word, *field) for word, field in zip(words, _FIELDS)]
-    return Schedule(*sets, day_any=words[2].startswith("*"), weekday_any=words[4].startswith("*"))
+    minutes, hours, days, months, weekdays = (_field(word, *field) for word, field in zip(words, _FIELDS))
+    return Schedule(minutes, hours, days, months, weekdays, words[2].startswith("*"), words[4].startswith("*"))

@@ -138,7 +138,7 @@ class Vault:
         first = not self._store.scan("users", _ALL)
         user_id, salt = str(uuid.uuid4()), os.urandom(16)
         self._claim("user", email, {"user_id": user_id})
-        row = {
+        row: dict[str, Any] = {
             "user_id": user_id,
             "user_email": email,
             "first_name": body.get("first_name"),
@@ -280,7 +280,7 @@ class Vault:
         user, name = self._user(caller), _text(body, "name")
         acct_id = str(uuid.uuid4())
         self._claim("account", name, {"acct_id": acct_id})
-        row = {
+        row: dict[str, Any] = {
             "acct_id": acct_id,
             "name": name,
             "description": body.get("description"),
