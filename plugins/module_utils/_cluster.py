@@ -23,7 +23,7 @@ from ._parse import kubectl, nodetool
 from ._runner import Completed, Runner
 
 #: The database's StatefulSet is named ``cassandra`` [doc], so its pods are too, whatever their labels.
-_DATABASE_POD = re.compile(r"^cassandra-\d+$")
+_DATABASE_POD = re.compile(r"^cassandra-\d+\Z")
 _EXEC_SECONDS = 30.0
 
 

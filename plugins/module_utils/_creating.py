@@ -26,7 +26,7 @@ from ._node import local_fingerprint, present_state, read_marker, write_marker, 
 
 OPERATION = "create"
 RUNS = "/var/lib/kmsops/runs"
-_RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+_RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _POLL = 2.0
 
 

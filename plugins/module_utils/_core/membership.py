@@ -31,7 +31,7 @@ NO_REMOVAL_WITHOUT_QUORUM = (
     "or call the vendor. Nodes that come back rejoin by themselves on reboot."
 )
 
-_TOKEN = re.compile(r"^[a-z0-9]{6}\.[a-z0-9]{16}$")
+_TOKEN = re.compile(r"^[a-z0-9]{6}\.[a-z0-9]{16}\Z")
 
 
 # -- this host's own membership ----------------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ def join_input_reasons(token: str, peer: str, own_names: t.Iterable[str]) -> lis
                 "Take it from join_token. The sample in the vendor's article is not a token.",
             )
         )
-    if not re.match(r"^[A-Za-z0-9][A-Za-z0-9.:-]{0,252}$", peer):
+    if not re.match(r"^[A-Za-z0-9][A-Za-z0-9.:-]{0,252}\Z", peer):
         reasons.append(Reason("PEER_MALFORMED", f"{peer!a} is neither an address nor a name.", "Give one address."))
     if peer in set(own_names):
         reasons.append(Reason("PEER_IS_SELF", "the peer is this host itself.", "Name a member of the cluster."))

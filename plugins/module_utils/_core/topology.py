@@ -16,7 +16,7 @@ from . import quorum
 from .model import MEMBER_APPS, Cluster, Member
 from .reasons import Reason
 
-_LABEL = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$")
+_LABEL = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?\Z")
 
 
 @dataclass(frozen=True)

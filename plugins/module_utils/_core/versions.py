@@ -13,7 +13,7 @@ import re
 #: The disaster recovery plan needs this release [seed].
 OLDEST = (3, 15)
 
-_VERSION = re.compile(r"^(\d{1,5})\.(\d{1,5})(?:\.(\d{1,9}))?(?:[-+.][0-9A-Za-z.+-]{1,64})?$")
+_VERSION = re.compile(r"^(\d{1,5})\.(\d{1,5})(?:\.(\d{1,9}))?(?:\.\d{1,9})?(?:[-+][0-9A-Za-z.+-]{1,64})?\Z")
 
 
 def parse(text: str) -> tuple[int, int, int] | None:

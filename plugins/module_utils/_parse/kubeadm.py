@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from .._errors import Unreadable
 
 #: A bootstrap token [doc]; the vendor's article prints a sample that is none.
-TOKEN = re.compile(r"^[a-z0-9]{6}\.[a-z0-9]{16}$")
+TOKEN = re.compile(r"^[a-z0-9]{6}\.[a-z0-9]{16}\Z")
 #: The same anywhere in a text, to hide it.
 TOKEN_ANYWHERE = r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b"
 
 _HEADER = re.compile(r"^TOKEN\s+TTL\s+EXPIRES\s+USAGES\s+DESCRIPTION")
-_TTL = re.compile(r"^(?:\d+(?:\.\d+)?(?:ns|us|ms|s|m|h|d|y))+$")
+_TTL = re.compile(r"^(?:\d+(?:\.\d+)?(?:ns|us|ms|s|m|h|d|y))+\Z")
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ import typing as t
 from .._core.model import DATACENTER_LABEL, KubeNode, Pod
 from .._errors import Unreadable
 
-REFUSED, UNAUTHORIZED, NO_ANSWER, NO_QUORUM, NOT_FOUND, OTHER = (
+REFUSED, UNAUTHORIZED, NOT_VERIFIED, NO_ANSWER, NO_QUORUM, NOT_FOUND, OTHER = (
     "refused",
     "unauthorized",
+    "not_verified",
     "no_answer",
     "no_quorum",
     "not_found",
@@ -29,7 +30,9 @@ REFUSED, UNAUTHORIZED, NO_ANSWER, NO_QUORUM, NOT_FOUND, OTHER = (
 )
 
 _FAILURES = (
-    (UNAUTHORIZED, r"\(Unauthorized\)|\(Forbidden\)|x509: certificate|tls: (?:bad|unknown|expired) certificate"),
+    # Not "Forbidden": an apiserver that was restarted without etcd quorum says that to everybody.
+    (UNAUTHORIZED, r"\(Unauthorized\)"),
+    (NOT_VERIFIED, r"x509: |tls: "),
     (NO_QUORUM, r"etcdserver: |etcd cluster is unavailable"),
     (NOT_FOUND, r"\(NotFound\)"),
     (REFUSED, r"connection refused|was refused - did you specify"),

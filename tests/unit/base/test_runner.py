@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import (
     CommandFailed,
     Refused,
@@ -68,7 +69,9 @@ def test_words_reach_the_command_as_words():
 def test_locale_is_c_and_standard_input_is_empty(monkeypatch):
     monkeypatch.setenv("LC_MESSAGES", "de_DE.UTF-8")
     monkeypatch.setenv("LANG", "de_DE.UTF-8")
-    code = "import os,sys; print(os.environ['LC_ALL'], os.environ['LANG'], 'LC_MESSAGES' in os.environ, sys.stdin.read())"
+    code = (
+        "import os,sys; print(os.environ['LC_ALL'], os.environ['LANG'], 'LC_MESSAGES' in os.environ, sys.stdin.read())"
+    )
     assert LocalRunner().run([sys.executable, "-c", code]).stdout.split() == ["C", "C", "False"]
 
 
@@ -238,7 +241,9 @@ def killed_caller(directory, argv, secrets=(), when=lambda: True):
 
 
 def test_an_operation_survives_the_death_of_its_caller_and_finishes_once(tmp_path):
-    argv = counting(tmp_path, f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo done >> {tmp_path}/done; exit 5")
+    argv = counting(
+        tmp_path, f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo done >> {tmp_path}/done; exit 5"
+    )
     killed_caller(tmp_path / "operations", argv, when=lambda: starts(tmp_path) == 1)
     operations = Operations(str(tmp_path / "operations"), "run-2", poll=0.02)
     assert operations.status("create").running
