@@ -62,7 +62,8 @@ class World:
     def call(self, check: bool = False, **options: Any) -> Answer:
         """Runs the module; an option ``None`` is left out."""
         params = {key: value for key, value in {**self.params, **options}.items() if value is not None}
-        runner = FakeRunner(self.answers)
+        runner = FakeRunner()
+        runner.answers = self.answers  # shared, so that an effect may change what is answered
         answer = run(self.module, params, check=check, runner=runner, operations=self.operations)
         self.acted.extend(action["argv"] for action in runner.actions)
         return answer

@@ -10,51 +10,26 @@ from typing import Any
 
 import pytest
 import yaml
-from module_run import Answer, FakeOperations, run
+from module_run import Answer
+from worlds import BackupConfig
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._runner import OperationResult
 
-PASSWORD = "Tr0ub4dor-and-3"
+PASSWORD = BackupConfig.password
 OTHER = "correct-horse-battery"
-SCP = {"server_ip": "192.0.2.50", "username": "dsm", "password": PASSWORD, "path": "/home/dsm/backup"}
-BACKUP = {"cron_schedule": "10 * * * *", "backup_mode": "snapshot", "scp": SCP}
-REST = "cluster:\n  name: acme  # keep\n"
+SCP = BackupConfig.scp
+BACKUP = BackupConfig.backup
+REST = BackupConfig.rest
 
 
-class Node:
-    """A node with a config.yaml and a command that takes it up."""
-
-    def __init__(self, root: Path) -> None:
-        self.path = root / "config.yaml"
-        self.state = root / "state"
-        self.path.write_text(REST)
-        self.path.chmod(0o600)
-        self.operations = FakeOperations(effect=self._apply)
-        self.taken_up: list[str] = []
-
-    def _apply(self, _name: str, argv: list[str]) -> None:
-        self.taken_up.append(Path(argv[-1]).read_text())
-
-    def call(self, check: bool = False, **options: Any) -> Answer:
-        given = {
-            "path": str(self.path),
-            "state_dir": str(self.state),
-            "backup": BACKUP,
-            "apply_argv": ["apply-config", "--config", "{config}"],
-            **options,
-        }
-        return run(
-            "backup_config", {k: v for k, v in given.items() if v is not None}, check=check, operations=self.operations
-        )
-
+class Node(BackupConfig):
     def files(self) -> dict[str, bytes]:
-        root = self.path.parent
-        return {str(one.relative_to(root)): one.read_bytes() for one in root.rglob("*") if one.is_file()}
+        return {str(one.relative_to(self.root)): one.read_bytes() for one in self.root.rglob("*") if one.is_file()}
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node(tmp_path)
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    return Node(tmp_path, monkeypatch)
 
 
 def codes(answer: Answer) -> list[str]:
@@ -209,6 +184,7 @@ def test_a_kill_anywhere_is_made_good_by_the_next_run(node: Node, moment: str, m
     def kill(*_unused: Any, **_more: Any) -> None:
         raise Killed
 
+    replace, start = _config_file.ConfigFile.replace, node.operations.start_or_attach
     if moment == "before the file":
         monkeypatch.setattr(_config_file.ConfigFile, "replace", kill)
     elif moment == "before the command":
@@ -217,8 +193,9 @@ def test_a_kill_anywhere_is_made_good_by_the_next_run(node: Node, moment: str, m
         node.operations.effect = kill
     with pytest.raises(Killed):
         node.call()
-    monkeypatch.undo()
-    node.operations.effect = node._apply
+    monkeypatch.setattr(_config_file.ConfigFile, "replace", replace)
+    monkeypatch.setattr(node.operations, "start_or_attach", start)
+    node.operations.effect = node.effect
     planned = node.call(check=True).result
     done = node.call().result
     assert planned["changed"] and done["changed"] and done["applied"]

@@ -9,39 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dsm_api import Site
-from fake_node import commands, kubeconfig, nodes_json
-from module_run import Answer, FakeOperations, FakeRunner, run
+from fake_node import commands, nodes_json
+from module_run import FakeOperations
+from worlds import BackupRun
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._runner import OperationResult
 from ansible_collections.kmsops.fortanix_dsm.plugins.modules import backup_run
 
-NODES = {"dc1-n1": "192.0.2.11", "dc2-n1": "198.51.100.11", "dr1": "203.0.113.11"}
-
-
-class Member:
-    def __init__(self, root: Path) -> None:
-        self.answers = commands("dc1-n1", NODES)
-        self.operations = FakeOperations(now="2026-11-22T00:10:00Z")
-        (root / "ca").mkdir()
-        site = Site(root / "ca")
-        site.close()
-        self.kubeconfig = kubeconfig(root / "admin.conf", Path(site.ca_path).read_text())
-        self.runner = FakeRunner(self.answers)
-
-    def call(self, check: bool = False, **options: Any) -> Answer:
-        self.runner = FakeRunner(self.answers)
-        given = {"kubeconfig": self.kubeconfig, "argv": ["backup-now"], **options}
-        params = {key: value for key, value in given.items() if value is not None}
-        return run("backup_run", params, check=check, runner=self.runner, operations=self.operations)
+NODES = BackupRun.nodes
 
 
 @pytest.fixture
-def member(tmp_path: Path) -> Member:
-    return Member(tmp_path)
+def member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BackupRun:
+    return BackupRun(tmp_path, monkeypatch)
 
 
-def test_tells_the_start_of_the_snapshot_and_its_members(member: Member) -> None:
+def test_tells_the_start_of_the_snapshot_and_its_members(member: BackupRun) -> None:
     planned = member.call(check=True).result
     assert planned["changed"] and planned["snapshot_started"] is None and member.operations.started == []
     done = member.call().result
@@ -52,32 +35,32 @@ def test_tells_the_start_of_the_snapshot_and_its_members(member: Member) -> None
     assert len(done["fingerprint"]) == 64
 
 
-def test_a_node_that_left_meanwhile_does_not_count(member: Member) -> None:
+def test_a_node_that_left_meanwhile_does_not_count(member: BackupRun) -> None:
     without = {name: address for name, address in NODES.items() if name != "dr1"}
 
     def leave(_name: str, _argv: list[str]) -> None:
-        member.runner.answers.update(commands("dc1-n1", without))
+        member.answers.update(commands("dc1-n1", without))
 
     member.operations.effect = leave
     assert [one["name"] for one in member.call().result["members"]] == list(without)
 
 
-def test_a_node_that_came_meanwhile_or_is_younger_does_not_count(member: Member) -> None:
+def test_a_node_that_came_meanwhile_or_is_younger_does_not_count(member: BackupRun) -> None:
     few = {"dc1-n1": NODES["dc1-n1"], "dc2-n1": NODES["dc2-n1"]}
     member.answers = commands("dc1-n1", few)
-    member.operations.effect = lambda _name, _argv: member.runner.answers.update(commands("dc1-n1", NODES))
+    member.operations.effect = lambda _name, _argv: member.answers.update(commands("dc1-n1", NODES))
     assert [one["name"] for one in member.call().result["members"]] == list(few)
     member.operations = FakeOperations(now="2026-10-01T00:00:00Z")
     assert member.call().result["members"] == []
 
 
-def test_a_node_that_is_not_up_does_not_count(member: Member) -> None:
+def test_a_node_that_is_not_up_does_not_count(member: BackupRun) -> None:
     down = nodes_json(NODES).replace('"status": "True"', '"status": "Unknown"', 1)
     member.answers[("kubectl", "get", "nodes")] = down
     assert [one["name"] for one in member.call().result["members"]] == ["dc2-n1", "dr1"]
 
 
-def test_a_second_call_attaches_and_reports_the_first_start(member: Member) -> None:
+def test_a_second_call_attaches_and_reports_the_first_start(member: BackupRun) -> None:
     running = OperationResult(None, "", "2026-11-21T23:59:00Z", True, 1.0, True)
     member.operations.records["backup-now"] = running
     done = member.call().result
@@ -86,25 +69,25 @@ def test_a_second_call_attaches_and_reports_the_first_start(member: Member) -> N
 
 
 @pytest.mark.parametrize("rc", [1, None])
-def test_a_command_that_failed_started_nothing(member: Member, rc: int | None) -> None:
+def test_a_command_that_failed_started_nothing(member: BackupRun, rc: int | None) -> None:
     member.operations.ends["backup-now"] = rc
     answer = member.call()
     assert answer.failed and answer.result["error_code"] == "BACKUP_NOT_STARTED"
 
 
-def test_without_a_template_the_article_is_named(member: Member) -> None:
+def test_without_a_template_the_article_is_named(member: BackupRun) -> None:
     answer = member.call(argv=None)
     assert answer.result["error_code"] == "TEMPLATE_MISSING" and "Using SCP" in answer.result["remedy"]
 
 
-def test_without_a_control_plane_nothing_is_started(member: Member) -> None:
+def test_without_a_control_plane_nothing_is_started(member: BackupRun) -> None:
     member.answers[("kubectl", "get", "nodes")] = (1, "", "Unable to connect to the server: dial tcp: refused")
     assert member.call().result["error_code"] == "CLUSTER_UNAVAILABLE"
     assert member.operations.started == []
 
 
 def test_waits_for_the_schedule_of_the_configuration(
-    member: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    member: BackupRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = datetime(2026, 11, 22, 0, 9, 58, tzinfo=timezone.utc)
     slept: list[float] = []
@@ -130,7 +113,7 @@ def test_waits_for_the_schedule_of_the_configuration(
 
 
 @pytest.mark.parametrize("text", ["cluster: x\n", "backup:\n  cron_schedule: soon\n", "backup:\n\tx: 1\n"])
-def test_a_schedule_that_is_missing_or_wrong_is_refused(member: Member, tmp_path: Path, text: str) -> None:
+def test_a_schedule_that_is_missing_or_wrong_is_refused(member: BackupRun, tmp_path: Path, text: str) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(text)
     answer = member.call(mode="cron", argv=None, config=str(config))

@@ -5,123 +5,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dsm_api import HOST, VERSION, Site
-from fake_node import commands, kubeconfig, witness
-from module_run import Answer, FakeOperations, FakeRunner, run
+from dsm_api import VERSION
+from fake_node import witness
+from module_run import Answer
+from worlds import PRODUCTION, SEALED, Restore
 
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _module
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import spki
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._runner import OperationResult
 
-PRODUCTION = "f" * 64
-STEPS = [
-    {"name": "stop backend", "argv": ["stop-backend"]},
-    {"name": "load", "argv": ["load-database", "--from", "{archive}", "--in={directory}"]},
-    {"name": "start backend", "argv": ["start-backend"]},
-]
+STEPS = Restore.steps
 OPERATIONS = ["restore-01-stop-backend", "restore-02-load", "restore-03-start-backend"]
 
 
-class DrNode:
-    """A DR host with its own fresh single-node cluster, a staged backup, and a service that can be asked."""
-
-    def __init__(self, root: Path, site: Site) -> None:
-        self.root, self.site = root, site
-        self.nodes = {"dr1": "203.0.113.11"}
-        self.serial = "SN-1"
-        self.operations = FakeOperations()
-        self.kubeconfig = kubeconfig(root / "admin.conf", Path(site.ca_path).read_text())
-        self.fingerprint = spki.fingerprint(Path(site.ca_path).read_text())
-        self.state = root / "state"
-        self.state.mkdir()
-        self.marker = {"schema": 1, "run_id": "run-1", "host": "dr1", "fingerprint": self.fingerprint}
-        self.backup = root / "backup.tar.gz"
-        self.backup.write_bytes(b"rows" * 1000)
-        self.ledger: dict[str, Any] | None = {"folded": {"production_fingerprint": PRODUCTION, "members": []}}
-        self.witnesses = {"dc1-n1": witness("dc1-n1", PRODUCTION, ["dc1-n1", "dc2-n1", "dc3-n1"])}
-        self.closed = _unused_port()
-
-    def candidate(self, **changes: Any) -> dict[str, Any]:
-        sealed = {"node": "dr1", "platform_id": "SN-1", "version": VERSION, "joined_at": "2026-11-21T00:00:00Z"}
-        found = {
-            "id": "b1",
-            "path": str(self.backup),
-            "sha256": hashlib.sha256(self.backup.read_bytes()).hexdigest() if self.backup.is_file() else "",
-            "version": VERSION,
-            "snapshot_started": "2026-11-22T00:00:00Z",
-            "sealed_for": [sealed],
-            "verified": True,
-        }
-        return {**found, **changes}
-
-    def call(self, check: bool = False, **options: Any) -> Answer:
-        if self.marker is not None:
-            (self.state / "trial.json").write_text(json.dumps(self.marker))
-        given = {
-            "candidates": [self.candidate()],
-            "steps": STEPS,
-            "confirm": "dr1",
-            "host_role": "dr",
-            "expected_addresses": ["203.0.113.11"],
-            "expected_serial": "SN-1",
-            "run_id": "run-1",
-            "kubeconfig": self.kubeconfig,
-            "isolation": {"production_endpoints": [{"address": "192.0.2.11", "port": 443}], "timeout": 0.05},
-            "api_address": "127.0.0.1",
-            "api_port": self.site.port,
-            "api_host": HOST,
-            "ca_path": self.site.ca_path,
-            "data_path": str(self.root),
-            "health_timeout": 0.3,
-            "state_dir": str(self.state),
-            "testimony": {"now": "", "nonce": "n", "witnesses": self.witnesses, "ledger": self.ledger},
-            **options,
-        }
-        params = {key: value for key, value in given.items() if value is not None}
-        runner = FakeRunner({**commands("dr1", self.nodes, self.serial)})
-        return run("restore", params, check=check, runner=runner, operations=self.operations)
-
-    @property
-    def journal(self) -> dict[str, Any]:
-        return json.loads((self.state / "restore.json").read_text())
-
-    def write_journal(self, **changes: Any) -> None:
-        entry = {"candidate": "b1", "fingerprint": self.fingerprint, "steps": [one["name"] for one in STEPS], "done": 0}
-        (self.state / "restore.json").write_text(json.dumps({**entry, "state": "running", "step": None, **changes}))
-
-    @property
-    def ran(self) -> list[str]:
-        return [name for name, _argv in self.operations.started]
-
-
-def _unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DrNode]:
-    monkeypatch.setattr(_module.socket, "gethostname", lambda: "dr1")
-    monkeypatch.setattr(
-        "ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._isolation.try_connection", _silent
-    )
-    site = Site(tmp_path).open()
-    yield DrNode(tmp_path, site)
-    site.close()
-
-
-def _silent(address: str, port: int, timeout: float = 3.0) -> Any:
-    from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.membership import Probe
-
-    return Probe(address, port, "open" if address == "127.0.0.1" else "silent")
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Restore]:
+    found = Restore(tmp_path, monkeypatch)
+    yield found
+    found.close()
 
 
 def codes(answer: Answer) -> list[str]:
@@ -129,7 +33,7 @@ def codes(answer: Answer) -> list[str]:
     return sorted(one["code"] for one in answer.result["reasons"])
 
 
-def test_restores_and_is_quiet_afterwards(node: DrNode) -> None:
+def test_restores_and_is_quiet_afterwards(node: Restore) -> None:
     planned = node.call(check=True).result
     assert node.ran == [] and not (node.state / "restore.json").exists()
     done = node.call().result
@@ -143,7 +47,7 @@ def test_restores_and_is_quiet_afterwards(node: DrNode) -> None:
     assert node.ran == OPERATIONS
 
 
-def test_a_restored_cluster_stays_a_no_op_when_it_has_grown_and_become_production(node: DrNode) -> None:
+def test_a_restored_cluster_stays_a_no_op_when_it_has_grown_and_become_production(node: Restore) -> None:
     node.call()
     node.nodes = {"dr1": "203.0.113.11", "spare1": "203.0.113.12"}
     node.ledger = {"folded": {"production_fingerprint": node.fingerprint, "members": []}}
@@ -163,13 +67,13 @@ def test_a_restored_cluster_stays_a_no_op_when_it_has_grown_and_become_productio
         ({"isolation": {"production_endpoints": []}}, "ISOLATION_UNDECLARED"),
     ],
 )
-def test_each_guard_refuses_by_itself_and_cannot_be_accepted(node: DrNode, change: dict[str, Any], code: str) -> None:
+def test_each_guard_refuses_and_cannot_be_accepted(node: Restore, change: dict[str, Any], code: str) -> None:
     assert codes(node.call(**change)) == [code]
     assert codes(node.call(accept=[code], **change)) == [code]
     assert node.ran == [] and not (node.state / "restore.json").exists()
 
 
-def test_a_cluster_that_is_not_our_own_empty_one_is_refused(node: DrNode) -> None:
+def test_a_cluster_that_is_not_our_own_empty_one_is_refused(node: Restore) -> None:
     node.marker = dict(node.marker, fingerprint="0" * 64)
     assert codes(node.call()) == ["FOREIGN_CLUSTER"]
     node.marker = dict(node.marker, fingerprint=node.fingerprint, host="dr2")
@@ -179,12 +83,12 @@ def test_a_cluster_that_is_not_our_own_empty_one_is_refused(node: DrNode) -> Non
     assert codes(node.call()) == ["FOREIGN_CLUSTER"]
 
 
-def test_a_cluster_with_other_nodes_is_refused(node: DrNode) -> None:
+def test_a_cluster_with_other_nodes_is_refused(node: Restore) -> None:
     node.nodes = {"dr1": "203.0.113.11", "spare1": "203.0.113.12"}
     assert codes(node.call()) == ["NOT_SINGLE_NODE"]
 
 
-def test_production_is_refused_whoever_says_so(node: DrNode) -> None:
+def test_production_is_refused_whoever_says_so(node: Restore) -> None:
     node.ledger = {"folded": {"production_fingerprint": node.fingerprint, "members": []}}
     assert codes(node.call()) == ["IS_PRODUCTION"]
     node.ledger = {"folded": {"production_fingerprint": PRODUCTION, "members": []}}
@@ -194,18 +98,15 @@ def test_production_is_refused_whoever_says_so(node: DrNode) -> None:
     assert not node.call(check=True).failed
 
 
-def test_no_cluster_is_refused(node: DrNode) -> None:
+def test_no_cluster_is_refused(node: Restore) -> None:
     Path(node.kubeconfig).unlink()
     assert "NO_CLUSTER" in codes(node.call())
 
 
-def test_without_the_ledger_a_person_decides(node: DrNode) -> None:
+def test_without_the_ledger_a_person_decides(node: Restore) -> None:
     node.ledger = None
     assert codes(node.call()) == ["LEDGER_MISSING"]
     assert node.call(accept=["LEDGER_MISSING"]).result["accepted"] == ["LEDGER_MISSING"]
-
-
-SEALED = {"node": "dr1", "platform_id": "SN-1", "version": VERSION, "joined_at": "2026-11-21T00:00:00Z"}
 
 
 @pytest.mark.parametrize(
@@ -223,7 +124,7 @@ SEALED = {"node": "dr1", "platform_id": "SN-1", "version": VERSION, "joined_at":
         ({"sealed_for": [dict(SEALED, platform_id="SN-9")]}, "PLATFORM"),
     ],
 )
-def test_a_doubtful_candidate_yields_to_accept(node: DrNode, change: dict[str, Any], code: str) -> None:
+def test_a_doubtful_candidate_yields_to_accept(node: Restore, change: dict[str, Any], code: str) -> None:
     candidate = {key: value for key, value in node.candidate(**change).items() if value is not None}
     refused = node.call(candidates=[candidate])
     assert codes(refused) == [code] and refused.result["error_code"] == "NO_CANDIDATE"
@@ -232,14 +133,14 @@ def test_a_doubtful_candidate_yields_to_accept(node: DrNode, change: dict[str, A
     assert done["restored_id"] == "b1" and done["accepted"] == [code]
 
 
-def test_expected_version_stands_in_for_a_candidate_without_one(node: DrNode) -> None:
+def test_expected_version_stands_in_for_a_candidate_without_one(node: Restore) -> None:
     candidate = node.candidate()
     del candidate["version"]
     assert not node.call(check=True, candidates=[candidate], expected_version=VERSION).failed
     assert codes(node.call(check=True, candidates=[candidate], expected_version="5.4.1")) == ["VERSION"]
 
 
-def test_the_first_candidate_that_nothing_speaks_against_is_taken(node: DrNode) -> None:
+def test_the_first_candidate_that_nothing_speaks_against_is_taken(node: Restore) -> None:
     candidates = [
         node.candidate(id="unverified", verified=False),
         node.candidate(id="spoiled", sha256="0" * 64),
@@ -261,13 +162,15 @@ def test_the_first_candidate_that_nothing_speaks_against_is_taken(node: DrNode) 
         (b"x", {"data_path": "/nowhere"}, "NO_SPACE"),
     ],
 )
-def test_what_is_staged_must_be_whole_and_fit(node: DrNode, content: bytes, options: dict[str, Any], code: str) -> None:
+def test_what_is_staged_must_be_whole_and_fit(
+    node: Restore, content: bytes, options: dict[str, Any], code: str
+) -> None:
     node.backup.write_bytes(content)
     assert codes(node.call(**options)) == [code]
     assert codes(node.call(accept=[code], **options)) == [code]
 
 
-def test_a_directory_is_compared_by_its_tree(node: DrNode) -> None:
+def test_a_directory_is_compared_by_its_tree(node: Restore) -> None:
     node.backup.unlink()
     (node.backup / "n1").mkdir(parents=True)
     (node.backup / "n1" / "a").write_bytes(b"a")
@@ -279,7 +182,7 @@ def test_a_directory_is_compared_by_its_tree(node: DrNode) -> None:
     assert node.operations.started[1][1][2:] == [str(node.backup), f"--in={node.backup}"]
 
 
-def test_missing_and_wrong_templates(node: DrNode) -> None:
+def test_missing_and_wrong_templates(node: Restore) -> None:
     missing = node.call(steps=[])
     assert missing.result["error_code"] == "TEMPLATE_MISSING" and "Backup and Restore" in missing.result["remedy"]
     for wrong in ([{"name": "x", "argv": ["a", "{archve}"]}], [{"name": "x", "argv": ["restore-all"]}]):
@@ -292,7 +195,7 @@ def test_missing_and_wrong_templates(node: DrNode) -> None:
 
 
 @pytest.mark.parametrize("rc", [1, None])
-def test_a_step_that_failed_is_half_done_and_never_goes_on(node: DrNode, rc: int | None) -> None:
+def test_a_step_that_failed_is_half_done_and_never_goes_on(node: Restore, rc: int | None) -> None:
     node.operations.ends["restore-02-load"] = rc
     failed = node.call()
     assert failed.result["error_code"] == "HALF_DONE" and "create the cluster again" in failed.result["remedy"]
@@ -303,60 +206,60 @@ def test_a_step_that_failed_is_half_done_and_never_goes_on(node: DrNode, rc: int
     assert node.ran == OPERATIONS[:2]
 
 
-def test_a_journal_of_an_earlier_cluster_is_past(node: DrNode) -> None:
+def test_a_journal_of_an_earlier_cluster_is_past(node: Restore) -> None:
     node.write_journal(fingerprint="0" * 64, state="failed", step="load")
     assert node.call().result["restored_id"] == "b1"
 
 
-def test_a_restore_of_something_else_stands_in_the_way(node: DrNode) -> None:
+def test_a_restore_of_something_else_stands_in_the_way(node: Restore) -> None:
     node.call()
     assert codes(node.call(candidates=[node.candidate(id="b2")])) == ["ALREADY_RESTORED"]
 
 
-def test_a_run_killed_between_steps_goes_on_with_the_next(node: DrNode) -> None:
+def test_a_run_killed_between_steps_goes_on_with_the_next(node: Restore) -> None:
     node.write_journal(done=1, step="stop backend")
     assert node.call().result["restored_id"] == "b1"
     assert node.ran == OPERATIONS[1:]
 
 
-def test_a_run_killed_in_a_step_joins_the_step_that_still_runs(node: DrNode) -> None:
+def test_a_run_killed_in_a_step_joins_the_step_that_still_runs(node: Restore) -> None:
     node.write_journal(done=1, step="load")
     node.operations.records["restore-02-load"] = OperationResult(None, "", "2026-11-22T00:00:00Z", True, 1.0, True)
     assert node.call().result["restored_id"] == "b1"
     assert node.ran == OPERATIONS[2:]
 
 
-def test_a_step_that_ended_well_after_its_run_had_died_is_not_repeated(node: DrNode) -> None:
+def test_a_step_that_ended_well_after_its_run_had_died_is_not_repeated(node: Restore) -> None:
     node.write_journal(done=1, step="load")
     node.operations.records["restore-02-load"] = OperationResult(0, "", "2026-11-22T00:00:00Z", True, 1.0, False)
     assert node.call().result["restored_id"] == "b1"
     assert node.ran == OPERATIONS[2:]
 
 
-def test_a_step_that_a_power_cut_ended_is_half_done(node: DrNode) -> None:
+def test_a_step_that_a_power_cut_ended_is_half_done(node: Restore) -> None:
     node.write_journal(done=1, step="load")
     node.operations.records["restore-02-load"] = OperationResult(None, "", "2026-11-22T00:00:00Z", True, 1.0, False)
     assert node.call().result["error_code"] == "HALF_DONE"
     assert node.ran == [] and node.journal["state"] == "failed"
 
 
-def test_other_steps_than_those_that_began_are_refused(node: DrNode) -> None:
+def test_other_steps_than_those_that_began_are_refused(node: Restore) -> None:
     node.write_journal(done=1, step="load")
     assert codes(node.call(steps=STEPS[1:])) == ["HALF_DONE"]
 
 
-def test_a_step_of_an_older_restore_that_still_runs_is_in_the_way(node: DrNode) -> None:
+def test_a_step_of_an_older_restore_that_still_runs_is_in_the_way(node: Restore) -> None:
     running = OperationResult(None, "", "2026-11-22T00:00:00Z", True, 1.0, True)
     node.operations.records["restore-01-stop-backend"] = running
     assert node.call().result["error_code"] == "OPERATION_CONFLICT"
 
 
-def test_a_journal_that_cannot_be_read_is_never_taken_for_none(node: DrNode) -> None:
+def test_a_journal_that_cannot_be_read_is_never_taken_for_none(node: Restore) -> None:
     (node.state / "restore.json").write_text("{")
     assert node.call().result["error_code"] == "RECORD_UNREADABLE"
 
 
-def test_a_service_that_stays_closed_fails_and_is_looked_at_again(node: DrNode) -> None:
+def test_a_service_that_stays_closed_fails_and_is_looked_at_again(node: Restore) -> None:
     node.site.backend.health = lambda consistency: (500, "sealed")  # type: ignore[method-assign]
     answer = node.call()
     assert answer.result["error_code"] == "NOT_SERVING", answer.text
