@@ -25,14 +25,15 @@ import typing as t
 from dataclasses import dataclass, field
 
 from .._core.strict import SHA256, Invalid, load
-from .._errors import Refused
+from .._errors import DsmError, Refused
 from ._discover import Item
 from ._endpoint import Endpoint, Session, SinkError
-from ._ssh import ConnectionLost
 
 #: Bytes of one journalled range.
 RANGE = 8 << 20
-ATTEMPTS = 5
+ATTEMPTS = 8
+#: Codes of failed connections that may be gone a moment later.
+TRANSIENT = frozenset(("CONNECTION_LOST", "STALLED", "SSH_REFUSED", "SSH_UNREACHABLE"))
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
@@ -306,14 +307,16 @@ def _fetch(plan: TransferPlan, item: Item, landing: _Landing, session: Session |
             if landing.offset < item.attributes.size:
                 session.read(item.source, item.attributes, landing.offset, landing.sink)
             return session, renewed
-        except ConnectionLost:
+        except DsmError as error:
+            if error.code not in TRANSIENT:
+                raise
             if session is not None:
                 session.close()
             session = None
             failures = 1 if landing.offset > before else failures + 1
             if failures >= plan.attempts:
                 raise
-            time.sleep(random.uniform(0.5, 1.0) * min(30.0, 0.5 * 2**failures))
+            _pause(failures)
         except FileNotFoundError:
             raise _gone(item) from None
         except PermissionError:
@@ -322,6 +325,11 @@ def _fetch(plan: TransferPlan, item: Item, landing: _Landing, session: Session |
                 "SOURCE_UNREADABLE",
                 "Let the user of this source read the delivered files (group or ACL); it needs no right to write.",
             ) from None
+
+
+def _pause(failures: int) -> None:
+    """Wait before the next connection, longer each time and never in step with others."""
+    time.sleep(random.uniform(0.5, 1.0) * min(30.0, 0.1 * 2**failures))
 
 
 def _gone(item: Item) -> Refused:

@@ -14,7 +14,7 @@ import os
 import resource
 import time
 import typing as t
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .._core.catalogue import next_id
 from .._core.manifest import FileEntry, Manifest, Sealed
@@ -24,7 +24,7 @@ from .._errors import DsmError, Reason, Refused
 from . import _structure
 from ._discover import Source, Unit, discover, settle, tidy
 from ._endpoint import LocalEndpoint, Session, changed, check_local
-from ._pull import TransferPlan, TransferReport, pull, store_full
+from ._pull import TRANSIENT, TransferPlan, TransferReport, pull, store_full
 from ._ssh import require_python
 from ._store import (
     Checkpoint,
@@ -188,10 +188,10 @@ class _Run:
             jobs = self._plan()
             jobs = self._room(jobs)
             known = self._known()
+            self._number(jobs, known)
             if lease is not None:
                 self._record_known()
                 self._drop_stale(jobs)
-            self._number(jobs, known)
             for job in jobs:
                 self._one(job, known, lease)
         finally:
@@ -456,8 +456,10 @@ class _Run:
         try:
             manifest = self._bring(job, lease)
         except DsmError as error:
-            self.result.reasons.append(tidy(error, job.source))
-            self.result.reasons.extend(error.reasons)
+            self.result.reasons.extend(
+                [replace(reason, remedy=reason.remedy or error.remedy) for reason in error.reasons]
+                or [tidy(error, job.source)]
+            )
             return
         self.result.changed = True
         self._add(manifest, published=True, already=False)
@@ -505,7 +507,7 @@ class _Run:
             self._refuse_foreign(manifest, data)
         except DsmError as error:
             # What is left of a transfer that only the link interrupted is worth keeping; of any other it is not.
-            if error.code not in ("CONNECTION_LOST", "STALLED", "SSH_REFUSED", "SSH_UNREACHABLE"):
+            if error.code not in TRANSIENT:
                 remove_tree(incoming)
             raise
         lease.confirm()
@@ -522,7 +524,7 @@ class _Run:
             try:
                 units = discover(self.sessions[number], job.source, frozenset((job.unit.name,)))
             except DsmError as error:
-                if error.code not in ("CONNECTION_LOST", "STALLED"):
+                if error.code not in TRANSIENT:
                     raise
                 session = job.source.endpoint.connect()
                 stack.callback(session.close)

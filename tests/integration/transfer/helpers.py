@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import getpass
 import hashlib
 import json
@@ -15,13 +16,29 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
-HERE = Path(__file__).resolve().parent
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.manifest import Manifest
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _ssh
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._request import ship_request
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ship import ShipResult, ship
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
+from ansible_collections.kmsops.fortanix_dsm.plugins.modules import backup_info, backup_ship, backup_verify, ledger
+
+MODULES = {
+    "backup_info": backup_info,
+    "backup_ship": backup_ship,
+    "backup_verify": backup_verify,
+    "ledger": ledger,
+}
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ.get("PATH", "")) or ""
 FINGERPRINT = hashlib.sha256(b"the production cluster").hexdigest()
 OTHER = hashlib.sha256(b"another cluster").hexdigest()
@@ -53,6 +70,19 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of a process, their children, and so on."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            parents.setdefault(parent, []).append(int(entry.name))
+    found = list(parents.get(pid, []))
+    for child in found:
+        found.extend(parents.get(child, []))
+    return found
 
 
 @dataclass
@@ -120,8 +150,11 @@ class Sshd:
         keygen(self.host_key)
 
     def stop(self) -> None:
+        """Kill the listener and every session, as a power cut would."""
         if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            for pid in [self.process.pid, *descendants(self.process.pid)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.process.wait(10)
         self.process = None
 
@@ -204,20 +237,46 @@ class Result:
 
 
 def run_module(module: str, args: dict[str, Any], check: bool = False, **request: Any) -> Result:
-    """Run a module in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / "drive.py")],
-        check=False,
-        input=json.dumps({"module": module, "args": args, "check": check, **request}),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={key: value for key, value in os.environ.items() if key != "SSH_AUTH_SOCK"} | request.get("environ", {}),
-    )
-    assert done.stdout, done.stderr
-    # The agent's socket aside, nothing but the result may be printed: not a warning, not a traceback.
-    assert done.stderr == "", done.stderr
-    return Result(json.loads(done.stdout), done.stdout + done.stderr)
+    """Run a module as Ansible would: JSON arguments in, one JSON result on stdout, in a process of its own.
+
+    The process is forked from this one, where everything is imported already. ``hide``: libraries it must not find,
+    ``python``: the oldest version that it takes for good enough, ``environ``: what its environment has besides.
+    """
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        child = os.fork()
+        if child == 0:
+            _child(module, args, check, request, stdout.fileno(), stderr.fileno())
+        _pid, status = os.waitpid(child, 0)
+        stdout.seek(0)
+        stderr.seek(0)
+        output, errors = stdout.read().decode(), stderr.read().decode()
+    # Nothing but the result may be printed: not a warning, not a traceback.
+    assert errors == "" and os.WIFEXITED(status), errors
+    return Result(json.loads(output), output)
+
+
+def _child(module: str, args: dict[str, Any], check: bool, request: dict[str, Any], stdout: int, stderr: int) -> None:
+    code = 99
+    try:
+        os.dup2(stdout, 1)
+        os.dup2(stderr, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        os.environ.pop("SSH_AUTH_SOCK", None)
+        os.environ.update(request.get("environ", {}))
+        for name in request.get("hide", ()):
+            sys.modules[name] = None  # type: ignore[assignment]
+        if "python" in request:
+            _ssh.MINIMUM_PYTHON = tuple(request["python"])
+        with patch_module_args({**args, "_ansible_check_mode": check}):
+            MODULES[module].main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 @dataclass
@@ -249,11 +308,25 @@ class Site:
             "store": str(self.store),
             "cluster": {"fingerprint": FINGERPRINT, "uid": "u-1", "version": "5.4.2031", "members": MEMBERS},
             "sources": [self.sshd.login(path=f"{self.source}/*")],
-            "quiet": 1,
+            "quiet": 0.2,
             "patience": 3,
             "run_id": "run-1",
             **changes,
         }
+
+    def run(self, checkpoint: Callable[[str], None] = lambda _step: None, **changes: Any) -> ShipResult:
+        """Ship inside this process, where a test can look in at every step. Raises what the module would report."""
+        defaults = {name: spec.get("default") for name, spec in backup_ship.argument_spec().items()}
+        options = {**defaults, **self.args(**changes)}
+        login = {name: spec.get("default") for name, spec in backup_ship.login_spec().items()}
+        options["sources"] = [{"layout": "single", **login, **source} for source in options["sources"]]
+        return ship(dataclasses.replace(ship_request(options), checkpoint=checkpoint), False)
+
+    def published(self) -> dict[str, Manifest]:
+        """What the store counts as published."""
+        store = ClusterStore.find(str(self.store), fingerprint=FINGERPRINT)
+        entries = store.entries() if store else []
+        return {entry.id: entry.manifest for entry in entries if entry.manifest is not None}
 
     def ship(self, check: bool = False, request: dict[str, Any] | None = None, **changes: Any) -> Result:
         return run_module("backup_ship", self.args(**changes), check, **(request or {}))

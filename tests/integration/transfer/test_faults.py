@@ -1,0 +1,679 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Faults while bytes move and while they rest. Numbers are those of the project's list of failure modes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pull
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
+from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import (
+    FINGERPRINT,
+    Proxy,
+    Site,
+    Sshd,
+    run_module,
+    tree,
+)
+
+MEBI = 1 << 20
+
+
+def verified(site: Site) -> list[str]:
+    """Verdicts of everything in the store."""
+    result = run_module("backup_verify", {"store": str(site.store), "report_only": True})
+    return [item["verdict"] for item in result.verdicts]
+
+
+@pytest.fixture
+def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journal every 64 KiB, so that a small backup has many ranges."""
+    monkeypatch.setattr(_pull, "RANGE", 64 << 10)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connect again at once."""
+    monkeypatch.setattr(_pull, "_pause", lambda _failures: None)
+
+
+def big(site: Site, size: int = 3 * MEBI) -> Path:
+    """A delivery of many ranges in no particular format."""
+    path = site.source / "backup.bin"
+    path.write_bytes(random.Random(7).randbytes(size))
+    site.at(path, 600)
+    return path
+
+
+# -- the link ------------------------------------------------------------------------------------------------------
+
+
+def test_f11_twenty_cuts_of_one_transfer(
+    site: Site, proxy: Callable[..., Proxy], small_ranges: None, impatient: None
+) -> None:
+    path = big(site, 8 * MEBI)
+    cuts = iter([random.Random(11).randrange(50_000, 400_000) for _index in range(20)])
+    limits: dict[int, int] = {}
+
+    def cut(seen: int, data: bytes) -> bytes | None:
+        if link.connections not in limits:
+            limits[link.connections] = next(cuts, 1 << 40)
+        return None if seen + len(data) > limits[link.connections] else data
+
+    link = proxy(site.sshd.port, cut)
+    hosts = site.sshd.directory / "known_hosts_proxy"
+    hosts.write_text(site.sshd.known_hosts.read_text().replace(str(site.sshd.port), str(link.port)))
+    source = site.sshd.login(path=f"{site.source}/*", port=link.port, known_hosts=str(hosts))
+    fails = 0
+    while True:
+        try:
+            result = site.run(sources=[source])
+            break
+        except DsmError as error:
+            assert {reason.code for reason in error.reasons} <= {"CONNECTION_LOST", "SSH_REFUSED"}, error
+            assert not site.published()
+            fails += 1
+            assert fails < 21
+    assert link.connections > 20
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert result.report.resent <= _pull.RANGE
+    assert verified(site) == ["ok"]
+
+
+def test_f10_a_bit_flipped_in_flight_never_lands(site: Site, proxy: Callable[..., Proxy], small_ranges: None) -> None:
+    path = big(site)
+
+    def flip(seen: int, data: bytes) -> bytes:
+        at = 1_000_000 - seen
+        if link.connections == 1 and 0 <= at < len(data):
+            return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        return data
+
+    link = proxy(site.sshd.port, flip)
+    hosts = site.sshd.directory / "known_hosts_proxy"
+    hosts.write_text(site.sshd.known_hosts.read_text().replace(str(site.sshd.port), str(link.port)))
+    result = site.run(sources=[site.sshd.login(path=f"{site.source}/*", port=link.port, known_hosts=str(hosts))])
+    assert link.connections > 1, "the flipped bit went unnoticed"
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_f11_a_stalled_link_is_given_up(site: Site, proxy: Callable[..., Proxy], impatient: None) -> None:
+    big(site)
+    wake = threading.Event()
+    stalled = threading.Event()
+
+    def stall(seen: int, data: bytes) -> bytes:
+        # Once the link has stalled, nothing but the small packets of a handshake gets through any more.
+        if seen > 500_000 or (stalled.is_set() and len(data) > 3000):
+            stalled.set()
+            wake.wait(60)
+        return data
+
+    link = proxy(site.sshd.port, stall)
+    hosts = site.sshd.directory / "known_hosts_proxy"
+    hosts.write_text(site.sshd.known_hosts.read_text().replace(str(site.sshd.port), str(link.port)))
+    source = site.sshd.login(path=f"{site.source}/*", port=link.port, known_hosts=str(hosts))
+    started = time.monotonic()
+    with pytest.raises(DsmError) as caught:
+        site.run(sources=[source], stall_timeout=0.3, connect_timeout=2)
+    wake.set()
+    assert [reason.code for reason in caught.value.reasons] == ["STALLED"] and time.monotonic() - started < 60
+    assert not site.published() and list((site.cluster / "incoming").iterdir()), "what landed is kept"
+
+
+def test_f11_sshd_dies_and_comes_back(
+    site: Site, own_server: Callable[..., Sshd], small_ranges: None, impatient: None
+) -> None:
+    path = big(site)
+    site.sshd = own_server()
+    steps = []
+
+    def step(name: str) -> None:
+        steps.append(name)
+        if steps.count("range landed") == 10 and name == "range landed":
+            site.sshd.stop()
+
+    with pytest.raises(DsmError) as caught:
+        site.run(checkpoint=step)
+    assert [reason.code for reason in caught.value.reasons] == ["SSH_REFUSED"]
+    site.sshd.start()
+    result = site.run()
+    assert result.report.reused >= 10 * _pull.RANGE
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# -- the source ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["rewritten", "appended", "truncated", "replaced", "removed"])
+def test_f12_a_source_that_changes_while_it_is_read_is_never_published(
+    site: Site, how: str, small_ranges: None
+) -> None:
+    path = big(site)
+    done = []
+
+    def step(name: str) -> None:
+        if name != "range landed" or done:
+            return
+        done.append(name)
+        if how == "rewritten":
+            path.write_bytes(b"y" * path.stat().st_size)
+        elif how == "appended":
+            with open(path, "ab") as file:
+                file.write(b"more")
+        elif how == "truncated":
+            os.truncate(path, 1000)
+        elif how == "replaced":
+            (site.source.parent / "new").write_bytes(b"z" * path.stat().st_size)
+            os.replace(site.source.parent / "new", path)
+        else:
+            path.unlink()
+
+    with pytest.raises(DsmError) as caught:
+        site.run(checkpoint=step)
+    assert [reason.code for reason in caught.value.reasons] == ["SOURCE_CHANGED"]
+    assert not site.published() and not list((site.cluster / "incoming").iterdir())
+    if how != "removed":
+        site.at(path, 300)
+        result = site.run()
+        assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_f12_attempts_never_mix_two_versions_of_a_file(site: Site, small_ranges: None) -> None:
+    path = big(site)
+    kill_at(site, "range landed", 20)
+    assert list((site.cluster / "incoming").iterdir())
+    path.write_bytes(random.Random(8).randbytes(path.stat().st_size))
+    site.at(path, 300)
+    result = site.run()
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert any("no longer the same" in note for note in result.notes)
+    assert result.report.reused == 0 and not list((site.cluster / "incoming").iterdir())
+
+
+# -- death ---------------------------------------------------------------------------------------------------------
+
+
+def kill_at(site: Site, name: str, count: int = 1) -> bool:
+    """Ship in another process that is killed with SIGKILL at the ``count``-th step of this name; whether it was."""
+    seen = []
+
+    def step(current: str) -> None:
+        seen.append(current)
+        if seen.count(name) == count and current == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            site.run(checkpoint=step)
+        finally:
+            os._exit(0)
+    _pid, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+STEPS = [
+    "cluster directory",
+    "store.json",
+    "incoming made",
+    "source noted",
+    "range landed",
+    "pulled",
+    "verified",
+    "directory made",
+    "data moved",
+    "manifest written",
+    "incoming removed",
+    "recorded",
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_f09_killed_at_every_step_and_run_again(site: Site, step: str, small_ranges: None) -> None:
+    path = big(site, MEBI)
+    assert kill_at(site, step), "the step was never reached"
+    assert all(item.archive and item.archive.sha256 for item in site.published().values())
+    result = site.run()
+    (backup,) = result.backups
+    assert backup["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert backup["already"] == (step in ("manifest written", "incoming removed", "recorded"))
+    assert not list((site.cluster / "incoming").iterdir())
+    assert not (site.cluster / "lock").exists()
+    assert len(list((site.cluster / "backups").iterdir())) == 1
+    chain = ClusterStore.require(str(site.store), fingerprint=FINGERPRINT).ledger.trusted()
+    assert [event.kind for event in chain.events].count("shipped") == 1
+    assert verified(site) == ["ok"]
+
+
+def test_f09_death_after_death_still_converges(site: Site, small_ranges: None) -> None:
+    path = big(site, MEBI)
+    for step in STEPS[2:10]:
+        kill_at(site, step)
+    assert site.run().backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert verified(site) == ["ok"]
+
+
+def test_what_landed_before_the_death_is_used_but_only_after_hashing_it_again(site: Site, small_ranges: None) -> None:
+    path = big(site)
+    ranges = path.stat().st_size // _pull.RANGE
+    kill_at(site, "range landed", ranges // 2)
+    (landed,) = (site.cluster / "incoming").glob("*/data/backup.bin")
+    with open(landed, "r+b") as file:
+        file.seek(5 * _pull.RANGE + 100)
+        file.write(b"bit rot")
+    result = site.run()
+    assert result.report.reused == 5 * _pull.RANGE
+    assert result.report.resent >= (ranges // 2 - 5 - 1) * _pull.RANGE
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"\n\n", b'{"path": "backup.bin", "offset": 0, "length": 9, "sha256": "x"}\n']
+)
+def test_a_damaged_journal_costs_time_and_nothing_else(site: Site, damage: bytes, small_ranges: None) -> None:
+    path = big(site, MEBI)
+    kill_at(site, "range landed", 8)
+    (journal,) = (site.cluster / "incoming").glob("*/journal.jsonl")
+    journal.write_bytes(damage)
+    result = site.run()
+    assert result.report.reused == 0
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# -- two at once ---------------------------------------------------------------------------------------------------
+
+
+def test_f08_a_second_shipper_is_refused_while_the_first_lives_and_takes_over_when_it_died(site: Site) -> None:
+    big(site)
+    ready, leave = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+
+            def step(name: str) -> None:
+                if name == "source noted":
+                    os.write(ready[1], b"x")
+                    os.read(leave[0], 1)
+
+            site.run(checkpoint=step)
+        finally:
+            os._exit(0)
+    os.read(ready[0], 1)
+    for check in (False, True):
+        refused = site.ship(check=check)
+        assert refused.error_code == "LOCKED" and f"process {child}" in refused.msg, refused.output
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    result = site.ship()
+    assert result.changed and "Took over" in result.notes[0], result.output
+    assert verified(site) == ["ok"]
+
+
+def test_f08_a_lease_of_another_host_is_believed_until_it_expires(site: Site) -> None:
+    site.deliver()
+    site.ship()
+    lock = site.cluster / "lock"
+    lease = {
+        "run_id": "far",
+        "host": "elsewhere",
+        "boot_id": "b",
+        "pid": 1,
+        "started": 1,
+        "acquired": "2026-01-01T00:00:00Z",
+        "expires": "2099-01-01T00:00:00Z",
+    }
+    lock.write_text(json.dumps(lease))
+    assert "elsewhere" in site.ship().msg
+    lock.write_text(json.dumps({**lease, "expires": "2026-01-01T01:00:00Z"}))
+    assert not site.ship().failed and not lock.exists()
+    lock.write_text("damaged")
+    assert site.ship().error_code == "LOCKED"
+
+
+def test_a_lease_that_was_lost_publishes_nothing(site: Site) -> None:
+    big(site)
+
+    def step(name: str) -> None:
+        if name == "pulled":
+            (site.cluster / "lock").unlink()
+
+    with pytest.raises(DsmError) as caught:
+        site.run(checkpoint=step)
+    assert [reason.code for reason in caught.value.reasons] == ["LEASE_LOST"]
+    assert not site.published()
+
+
+def test_many_writers_make_one_unbroken_ledger(site: Site) -> None:
+    site.deliver()
+    site.ship()
+    children = []
+    for number in range(8):
+        child = os.fork()
+        if child == 0:
+            store = ClusterStore.require(str(site.store), fingerprint=FINGERPRINT)
+            for index in range(10):
+                store.ledger.append(run_id=f"r{number}", kind="verified", subject=f"s{index}", data={"n": number})
+            os._exit(0)
+        children.append(child)
+    assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+    chain = ClusterStore.require(str(site.store), fingerprint=FINGERPRINT).ledger.trusted()
+    assert len(chain.events) == 82
+
+
+def test_an_event_that_was_half_written_is_dropped_by_the_next(site: Site) -> None:
+    site.deliver()
+    site.ship()
+    path = site.cluster / "ledger.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before + b'{"sequence": 3, "ti')
+    args = {"store": str(site.store), "state": "appended", "kind": "joined", "subject": "dr1"}
+    assert run_module("ledger", args, check=True).changed
+    assert path.read_bytes() != before
+    assert run_module("ledger", args).changed and not run_module("ledger", args).changed
+    assert path.read_bytes().startswith(before)
+    assert len(run_module("ledger", {"store": str(site.store), "state": "verified"}).events) == 3
+
+
+# -- the disk ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(site: Site) -> Iterator[Callable[[int], None]]:
+    """Puts a file system of so many KiB under the store."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount")
+
+    def mount(kibibytes: int) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(site.store)], check=True)
+
+    yield mount
+    subprocess.run(["umount", str(site.store)], check=False, capture_output=True)
+
+
+def test_f13_what_does_not_fit_is_refused_before_the_first_byte(site: Site, tiny: Callable[[int], None]) -> None:
+    tiny(2048)
+    site.deliver("small.tar.gz", size=100_000, age=900)
+    assert site.ship().changed
+    big(site)
+    before = site.snapshot()
+    result = site.ship()
+    assert result.error_code == "STORE_FULL" and result.details["bytes"] == 0 and result.remedy, result.output
+    assert {path: digest for path, digest in site.snapshot().items() if "ledger" not in path} == {
+        path: digest for path, digest in before.items() if "ledger" not in path
+    }
+
+
+@pytest.mark.parametrize("offset", [1, 65_537, 700_000, 1_500_000, 2_999_999])
+def test_f13_the_disk_fills_up_while_bytes_land(
+    site: Site, tiny: Callable[[int], None], offset: int, small_ranges: None
+) -> None:
+    tiny(5 * 1024)
+    site.deliver("small.tar.gz", size=100_000, age=900)
+    site.ship()
+    published = site.published()
+    big(site)
+    landed = 0
+
+    def step(name: str) -> None:
+        nonlocal landed
+        if name == "source noted" or name == "range landed":
+            landed += _pull.RANGE
+            if landed >= offset and not (site.store / "filler").exists():
+                with open(site.store / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+                    while True:
+                        file.write(b"f" * 4096)
+
+    with pytest.raises(DsmError) as caught:
+        site.run(checkpoint=step)
+    assert {reason.code for reason in caught.value.reasons} == {"STORE_FULL"}
+    (site.store / "filler").unlink()
+    assert site.published() == published and not list((site.cluster / "incoming").iterdir())
+    assert verified(site) == ["ok"]
+    assert len(site.run().backups) == 2 and verified(site) == ["ok", "ok"]
+
+
+def test_f13_a_node_that_is_full_gets_nothing(site: Site, tiny: Callable[[int], None], tmp_path: Path) -> None:
+    big(site)
+    store = tmp_path / "elsewhere"
+    store.mkdir()
+    shipped = site.ship(store=str(store))
+    tiny(1024)
+    args = {
+        "state": "staged",
+        "store": str(store),
+        "cluster_id": shipped.cluster_id,
+        "id": "newest",
+        "push": site.sshd.login(path=str(site.store / "restore")),
+    }
+    result = run_module("backup_ship", args)
+    assert result.error_code == "NODE_FULL" and result.remedy, result.output
+    assert not (site.store / "restore").exists()
+
+
+# -- at rest -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(site: Site) -> Site:
+    """A store with three backups: a file, a directory, a file."""
+    site.deliver("one.tar.gz", age=900)
+    (site.source / "two" / "dc1-n1").mkdir(parents=True)
+    for name in ("a", "b"):
+        (site.source / "two" / "dc1-n1" / name).write_bytes(name.encode() * 5000)
+        site.at(site.source / "two" / "dc1-n1" / name, 800)
+    site.deliver("three.tar.gz", age=700)
+    assert site.ship().changed
+    return site
+
+
+def middle(site: Site) -> Path:
+    return sorted((site.cluster / "backups").iterdir())[1]
+
+
+def damage_flip(path: Path) -> None:
+    target = path / "data" / "dc1-n1" / "a"
+    data = bytearray(target.read_bytes())
+    data[2500] ^= 1
+    target.write_bytes(data)
+
+
+def damage_link(path: Path) -> None:
+    target = path / "data" / "dc1-n1" / "a"
+    target.rename(path.parent.parent / "moved")
+    target.symlink_to(path.parent.parent / "moved")
+
+
+def damage_tampered(path: Path) -> None:
+    manifest = path / "manifest.json"
+    value = json.loads(manifest.read_text())
+    (path / "data" / "dc1-n1" / "a").write_bytes(b"evil" * 1250)
+    value["files"][0]["sha256"] = hashlib.sha256(b"evil" * 1250).hexdigest()
+    manifest.write_text(json.dumps(value))
+
+
+def damage_newer(path: Path) -> None:
+    manifest = path / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema": 99}))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "flipped bit": (damage_flip, "CORRUPT"),
+    "truncated": (lambda path: os.truncate(path / "data" / "dc1-n1" / "a", 4999), "WRONG_SIZE"),
+    "zero bytes": (lambda path: os.truncate(path / "data" / "dc1-n1" / "a", 0), "WRONG_SIZE"),
+    "missing file": (lambda path: (path / "data" / "dc1-n1" / "a").unlink(), "MISSING_FILE"),
+    "extra file": (lambda path: (path / "data" / "extra").write_bytes(b"x"), "EXTRA_FILE"),
+    "no data": (lambda path: shutil.rmtree(path / "data"), "UNREADABLE"),
+    "link": (damage_link, "NOT_A_FILE"),
+    "directory for a file": (
+        lambda path: ((path / "data" / "dc1-n1" / "a").unlink(), (path / "data" / "dc1-n1" / "a").mkdir()),
+        "MISSING_FILE",
+    ),
+    "empty manifest": (lambda path: (path / "manifest.json").write_bytes(b""), "EMPTY"),
+    "cut manifest": (lambda path: os.truncate(path / "manifest.json", 300), "UNREADABLE"),
+    "newer manifest": (damage_newer, "NEWER_SCHEMA"),
+    "foreign manifest": (lambda path: (path / "manifest.json").write_text('{"backup": true}'), "FOREIGN"),
+    "tampered with sums": (damage_tampered, "CHECKSUM"),
+    "manifest of another": (
+        lambda path: shutil.copy(sorted(path.parent.iterdir())[0] / "manifest.json", path / "manifest.json"),
+        "FOREIGN",
+    ),
+    "manifest is a directory": (
+        lambda path: ((path / "manifest.json").unlink(), (path / "manifest.json").mkdir()),
+        "UNREADABLE",
+    ),
+    "strange name": (lambda path: path.rename(path.parent / "00000002-yesterday"), "UNKNOWN"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_f23_f24_damage_is_found_reported_and_shipped_again(kept: Site, name: str) -> None:
+    damage, code = DAMAGES[name]
+    damage(middle(kept))
+    result = run_module("backup_verify", {"store": str(kept.store)})
+    assert result.failed and code in result.codes, result.output
+    assert sorted(item["verdict"] for item in result.details["verdicts"]) == ["failed", "ok", "ok"]
+    listed = run_module("backup_info", {"store": str(kept.store)})
+    assert [item["verdict"] for item in listed.backups].count("failed") == 1
+    again = kept.ship(run_id="run-2")
+    assert again.changed and [item["already"] for item in again.backups] == [True, False, True], again.output
+    assert verified(kept).count("ok") == 3
+    newest = run_module("backup_verify", {"store": str(kept.store), "newest": True})
+    assert [item["verdict"] for item in newest.verdicts] == ["ok"]
+
+
+def test_a_directory_without_manifest_is_incomplete_and_never_counts(kept: Site) -> None:
+    (middle(kept) / "manifest.json").unlink()
+    listed = run_module("backup_info", {"store": str(kept.store)}).backups
+    assert [item["state"] for item in listed] == ["published", "incomplete", "published"]
+    named = run_module("backup_verify", {"store": str(kept.store), "ids": [middle(kept).name]})
+    assert named.failed and named.codes == ["NO_MANIFEST"]
+
+
+def test_f23_a_flipped_bit_at_any_place_of_a_backup_is_found(kept: Site) -> None:
+    choose = random.Random(23)
+    for path in sorted((kept.cluster / "backups").glob("*/data/**/*")):
+        if not path.is_file():
+            continue
+        good = path.read_bytes()
+        for _round in range(3):
+            data = bytearray(good)
+            data[choose.randrange(len(data))] ^= 1 << choose.randrange(8)
+            path.write_bytes(data)
+            assert verified(kept).count("failed") == 1
+        path.write_bytes(good)
+    assert verified(kept) == ["ok", "ok", "ok"]
+
+
+def test_nothing_published_is_a_failure_and_not_an_empty_success(site: Site) -> None:
+    (site.source / "empty").touch()
+    site.ship()
+    result = run_module("backup_verify", {"store": str(site.store)})
+    assert result.failed and result.codes == ["NO_BACKUP"] and result.remedy
+
+
+def test_an_old_newest_backup_is_stale(kept: Site) -> None:
+    time.sleep(0.01)
+    result = run_module("backup_verify", {"store": str(kept.store), "newest": True, "max_age": 0.0})
+    assert result.failed and result.codes == ["STALE"]
+    accepted = run_module("backup_verify", {"store": str(kept.store), "max_age": 0.0, "accept": ["STALE"]})
+    assert not accepted.failed and [item["code"] for item in accepted.accepted] == ["STALE"]
+
+
+def test_an_id_that_is_not_there_fails(kept: Site) -> None:
+    result = run_module("backup_verify", {"store": str(kept.store), "ids": ["00000009-20261122T000000Z"]})
+    assert result.failed and result.codes == ["NOT_PUBLISHED"]
+
+
+def test_verify_in_check_mode_writes_nothing(kept: Site) -> None:
+    before = tree(kept.store)
+    assert not run_module("backup_verify", {"store": str(kept.store)}, check=True).failed
+    assert tree(kept.store) == before
+
+
+def test_a_rolled_back_ledger_is_told(kept: Site) -> None:
+    verified(kept)
+    kept.deliver("four.tar.gz", age=300)
+    kept.ship()
+    ledger = kept.cluster / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines[:2]))
+    result = run_module("backup_verify", {"store": str(kept.store)}, check=True)
+    assert result.codes == ["LEDGER_ROLLED_BACK"], result.output
+
+
+def test_a_broken_ledger_does_not_stop_shipping_and_is_told(kept: Site) -> None:
+    ledger = kept.cluster / "ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes().replace(b"shipped", b"skipped", 1))
+    kept.deliver("four.tar.gz", age=300)
+    result = kept.ship()
+    assert result.failed and result.codes == ["LEDGER_BROKEN"] and len(kept.published()) == 4
+    assert not kept.ship(accept=["LEDGER_BROKEN"]).failed
+    for state in ("verified", "appended"):
+        answer = run_module("ledger", {"store": str(kept.store), "state": state, "kind": "joined", "subject": "dr1"})
+        assert answer.failed and answer.error_code == "LEDGER_BROKEN" and answer.remedy
+    assert run_module("ledger", {"store": str(kept.store)}).problems
+
+
+def test_staging_refuses_a_damaged_copy(kept: Site) -> None:
+    damage_flip(middle(kept))
+    target = kept.store.parent / "node"
+    args = {
+        "state": "staged",
+        "store": str(kept.store),
+        "cluster_id": FINGERPRINT[:16],
+        "id": middle(kept).name,
+        "push": kept.sshd.login(path=str(target)),
+    }
+    result = run_module("backup_ship", args)
+    assert result.error_code == "CORRUPT" and result.remedy, result.output
+    assert not [path for path in target.rglob("*") if path.is_file()]
+    args["id"] = "00000009-20261122T000000Z"
+    assert run_module("backup_ship", args).error_code == "NOT_PUBLISHED"
+    args["id"], args["push"]["path"] = "newest", "relative"
+    assert run_module("backup_ship", args).error_code == "BAD_TARGET"
+    args["push"]["path"] = "/dev/null/nowhere"
+    assert run_module("backup_ship", args).error_code == "BAD_TARGET"
+
+
+def test_staging_killed_half_way_is_repeated(kept: Site) -> None:
+    target = kept.store.parent / "node"
+    partial = target / f".{middle(kept).name}.incoming" / "data" / "dc1-n1"
+    partial.mkdir(parents=True)
+    (partial / "a").write_bytes(b"half")
+    (partial / "left over").symlink_to("/etc/passwd")
+    args = {
+        "state": "staged",
+        "store": str(kept.store),
+        "cluster_id": FINGERPRINT[:16],
+        "id": middle(kept).name,
+        "push": kept.sshd.login(path=str(target)),
+    }
+    assert run_module("backup_ship", args).changed
+    assert tree(target / middle(kept).name / "data") == tree(middle(kept) / "data")
+    assert [path.name for path in target.iterdir()] == [middle(kept).name] and Path("/etc/passwd").exists()
+
+
+def test_f14_leftovers_of_a_source_that_is_gone_are_cleared(site: Site, small_ranges: None) -> None:
+    path = big(site)
+    kill_at(site, "range landed", 3)
+    path.unlink()
+    site.deliver()
+    result = site.run()
+    assert [item["id"][:8] for item in result.backups] == ["00000002"]
+    assert not list((site.cluster / "incoming").iterdir())

@@ -1,0 +1,523 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Wrong use: each is answered with a code, all reasons and a remedy; nothing is published and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import (
+    CANARY,
+    FINGERPRINT,
+    MEMBERS,
+    OTHER,
+    Result,
+    Site,
+    Sshd,
+    free_port,
+    keygen,
+    run_module,
+)
+
+
+def refused(result: Result, code: str) -> str:
+    """The refusal has this code, is about this only, and says what to do."""
+    assert result.failed and code in result.codes, result.output
+    assert set(result.codes) <= {code, "SHIP_INCOMPLETE"}, result.output
+    assert result.remedy, result.output
+    assert "Traceback" not in result.output
+    return str(result.msg)
+
+
+# -- the other host ------------------------------------------------------------------------------------------------
+
+
+def test_f16_a_changed_host_key_is_refused_with_both_fingerprints(
+    site: Site, own_server: Callable[..., Sshd], tmp_path: Path
+) -> None:
+    sshd = own_server()
+    site.deliver()
+    site.sshd = sshd
+    pinned = subprocess.check_output(["ssh-keygen", "-lf", f"{sshd.host_key}.pub"], text=True).split()[1]
+    sshd.stop()
+    sshd.new_host_key()
+    known = sshd.known_hosts.read_text()
+    sshd.start()
+    sshd.known_hosts.write_text(known)
+    shown = subprocess.check_output(["ssh-keygen", "-lf", f"{sshd.host_key}.pub"], text=True).split()[1]
+    message = refused(site.ship(), "HOST_KEY_CHANGED")
+    assert pinned in message and shown in message
+    assert not site.published()
+
+
+def test_f16_an_unknown_host_is_refused_with_its_fingerprint(site: Site, tmp_path: Path) -> None:
+    site.deliver()
+    empty = tmp_path / "known_hosts"
+    empty.write_text("")
+    shown = subprocess.check_output(["ssh-keygen", "-lf", f"{site.sshd.host_key}.pub"], text=True).split()[1]
+    source = site.sshd.login(path=f"{site.source}/*", known_hosts=str(empty))
+    assert shown in refused(site.ship(sources=[source]), "UNKNOWN_HOST")
+    source["known_hosts"] = None
+    refused(site.ship(sources=[source]), "UNKNOWN_HOST")
+    source["known_hosts"] = str(tmp_path / "absent")
+    refused(site.ship(sources=[source]), "HOST_KEY_UNREADABLE")
+    source["host_key"] = "ssh-ed25519 nonsense!"
+    refused(site.ship(sources=[source]), "HOST_KEY_UNREADABLE")
+
+
+def test_a_key_of_another_type_is_a_changed_key(site: Site, tmp_path: Path) -> None:
+    site.deliver()
+    key = keygen(tmp_path / "other", "ecdsa")
+    public = " ".join((tmp_path / "other.pub").read_text().split()[:2])
+    source = site.sshd.login(path=f"{site.source}/*", host_key=public)
+    refused(site.ship(sources=[source]), "HOST_KEY_CHANGED")
+    assert key.exists()
+
+
+def test_a_revoked_key_is_refused_although_it_is_pinned(site: Site, tmp_path: Path) -> None:
+    site.deliver()
+    hosts = tmp_path / "known_hosts"
+    public = " ".join(Path(f"{site.sshd.host_key}.pub").read_text().split()[:2])
+    hosts.write_text(site.sshd.known_hosts.read_text() + f"@revoked * {public}\n")
+    source = site.sshd.login(path=f"{site.source}/*", known_hosts=str(hosts))
+    refused(site.ship(sources=[source]), "HOST_KEY_REVOKED")
+
+
+def test_a_literal_host_key_is_enough(site: Site) -> None:
+    site.deliver()
+    public = Path(f"{site.sshd.host_key}.pub").read_text().strip()
+    source = site.sshd.login(path=f"{site.source}/*", host_key=public, known_hosts=None)
+    assert site.ship(sources=[source]).changed
+
+
+def test_a_host_where_nothing_listens(site: Site) -> None:
+    refused(site.ship(sources=[site.sshd.login(path=f"{site.source}/*", port=free_port())]), "SSH_REFUSED")
+
+
+def test_a_host_that_is_no_ssh_server(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def answer() -> None:
+            connection, _address = listener.accept()
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 300)
+            connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        refused(site.ship(sources=[site.sshd.login(path=f"{site.source}/*", port=port)]), "SSH_REFUSED")
+
+
+def test_a_host_that_says_nothing_does_not_hang(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        source = site.sshd.login(path=f"{site.source}/*", port=port)
+        refused(site.ship(sources=[source], connect_timeout=1), "SSH_REFUSED")
+
+
+def test_a_name_that_does_not_resolve(site: Site) -> None:
+    refused(site.ship(sources=[site.sshd.login(path="/x/*", host="no-such-host.invalid")]), "SSH_UNREACHABLE")
+
+
+def test_no_sftp_subsystem(site: Site, own_server: Callable[..., Sshd]) -> None:
+    site.deliver()
+    site.sshd = own_server("Subsystem none")
+    refused(site.ship(), "SFTP_MISSING")
+
+
+def test_a_subsystem_that_only_talks(site: Site, own_server: Callable[..., Sshd]) -> None:
+    site.deliver()
+    site.sshd = own_server("Subsystem sftp /bin/echo This account is not available.")
+    refused(site.ship(), "SFTP_MISSING")
+
+
+def test_a_user_who_may_only_use_sftp_is_enough(site: Site, own_server: Callable[..., Sshd]) -> None:
+    site.deliver()
+    site.sshd = own_server("ForceCommand internal-sftp -R")
+    result = site.ship()
+    assert result.changed and result.backups[0]["source"]["clock_skew"] is None, result.output
+
+
+# -- keys ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_the_host_does_not_know(site: Site, tmp_path: Path) -> None:
+    site.deliver()
+    key = keygen(tmp_path / "stranger")
+    refused(site.ship(sources=[site.sshd.login(path=f"{site.source}/*", key_file=str(key))]), "AUTH_REFUSED")
+
+
+def test_a_key_that_others_may_read(site: Site, tmp_path: Path) -> None:
+    key = keygen(tmp_path / "open")
+    key.chmod(0o640)
+    assert "0640" in refused(site.ship(sources=[site.sshd.login(path="/x/*", key_file=str(key))]), "KEY_PERMISSIONS")
+
+
+@pytest.mark.parametrize("content", [None, "", "nonsense\n", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n"])
+def test_a_key_that_is_none(site: Site, tmp_path: Path, content: str | None) -> None:
+    key = tmp_path / "key"
+    if content is not None:
+        key.write_text(content)
+        key.chmod(0o600)
+    refused(site.ship(sources=[site.sshd.login(path="/x/*", key_file=str(key))]), "KEY_UNREADABLE")
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_encrypted_keys_and_their_passphrase(site: Site, tmp_path: Path, kind: str) -> None:
+    site.deliver()
+    key = keygen(tmp_path / "key", kind, CANARY)
+    authorized = site.sshd.directory / "authorized"
+    before = authorized.read_text()
+    authorized.write_text(before + Path(f"{key}.pub").read_text())
+    try:
+        outputs = []
+        source = site.sshd.login(path=f"{site.source}/*", key_file=str(key))
+        missing = site.ship(sources=[source])
+        assert "no passphrase was given" in refused(missing, "PASSPHRASE")
+        wrong = site.ship(sources=[{**source, "passphrase": CANARY + "-wrong"}])
+        refused(wrong, "PASSPHRASE")
+        right = site.ship(sources=[{**source, "passphrase": CANARY}])
+        assert right.changed, right.output
+        outputs += [missing.output, wrong.output, right.output, *(read_all(site.store))]
+        assert not [text for text in outputs if CANARY in text], "the passphrase leaked"
+    finally:
+        authorized.write_text(before)
+
+
+def read_all(root: Path) -> list[str]:
+    """The text of every document in a store (not of the backups themselves)."""
+    return [path.read_text() for path in root.rglob("*") if path.is_file() and path.parent.name != "data"]
+
+
+def test_f53_a_secret_among_all_options_reaches_no_output(site: Site, tmp_path: Path) -> None:
+    """Also where a refusal talks about the very source that carries it, and where the defect handler answers."""
+    site.deliver()
+    key = keygen(tmp_path / "key", "ed25519", CANARY)
+    for changes in (
+        {"path": "/absent/*"},
+        {"path": f"{site.source}/*", "port": free_port()},
+        {"path": f"{site.source}/*", "host": "no-such-host.invalid"},
+        {"path": f"{site.source}/*", "host_key": "x"},
+        {"path": "relative"},
+    ):
+        source = site.sshd.login(key_file=str(key), passphrase=CANARY, **changes)
+        result = site.ship(sources=[source])
+        assert result.failed and CANARY not in result.output
+
+
+def test_an_agent_holds_the_key(site: Site, tmp_path: Path) -> None:
+    site.deliver()
+    agent = tmp_path / "agent"
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", str(agent)], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 10
+        while not agent.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        environ = {"SSH_AUTH_SOCK": str(agent)}
+        source = site.sshd.login(path=f"{site.source}/*", key_file=None)
+        refused(site.ship(sources=[source], request={"environ": environ}), "AUTH_REFUSED")
+        subprocess.run(
+            ["ssh-add", "-q", str(site.sshd.client_key)], env={**os.environ, **environ}, check=True, capture_output=True
+        )
+        result = site.ship(sources=[source], request={"environ": environ})
+        assert result.changed, result.output
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_no_key_and_no_agent(site: Site) -> None:
+    refused(site.ship(sources=[site.sshd.login(path="/x/*", key_file=None)]), "AUTH_REFUSED")
+
+
+# -- this host -----------------------------------------------------------------------------------------------------
+
+
+def test_no_paramiko(site: Site) -> None:
+    site.deliver()
+    result = site.ship(request={"hide": ["paramiko"]})
+    assert "paramiko" in refused(result, "NO_PARAMIKO")
+
+
+def test_python_too_old(site: Site) -> None:
+    site.deliver()
+    refused(site.ship(request={"python": [99, 0]}), "PYTHON_TOO_OLD")
+
+
+def test_no_store(site: Site) -> None:
+    refused(site.ship(store=str(site.store / "absent")), "STORE_MISSING")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rate_limit": -1},
+        {"workers": 0},
+        {"workers": 100},
+        {"quiet": -1},
+        {"headroom": -0.5},
+        {"sources": []},
+        {"sources": [{"path": "/x/*", "host": "h"}]},
+        {"sources": [{"path": "/x/*", "host": "h", "user": "u", "port": 0}]},
+        {"snapshot_started": "yesterday"},
+        {"sealed_for": [{"node": "dr1", "joined_at": "2026-11-22"}]},
+        {"cluster": {"fingerprint": FINGERPRINT, "members": [{"addresses": []}]}},
+        {"stall_timeout": 0},
+    ],
+)
+def test_options_that_cannot_be_meant(site: Site, changes: dict[str, Any]) -> None:
+    refused(site.ship(**changes), "BAD_OPTION")
+
+
+def test_all_bad_options_are_told_at_once(site: Site) -> None:
+    result = site.ship(rate_limit=-1, workers=0, snapshot_started="x")
+    assert len(result.reasons) == 3
+
+
+@pytest.mark.parametrize("fingerprint", ["", "x", "AB" * 32, FINGERPRINT[:-1]])
+def test_what_is_no_fingerprint(site: Site, fingerprint: str) -> None:
+    refused(site.ship(cluster={"fingerprint": fingerprint}), "BAD_FINGERPRINT")
+
+
+# -- the store -----------------------------------------------------------------------------------------------------
+
+
+def test_f16_the_store_of_another_cluster_is_refused_before_the_first_byte(site: Site) -> None:
+    site.deliver()
+    site.ship()
+    before = site.snapshot()
+    other = {"fingerprint": OTHER, "version": "5.4.2031", "members": MEMBERS}
+    message = refused(site.ship(cluster=other), "ANOTHER_CLUSTER")
+    assert FINGERPRINT[:16] in message and OTHER[:16] in message
+    assert site.snapshot() == before
+    refused(site.ship(cluster=other, new_cluster=True), "FOREIGN")
+
+
+def test_a_recovered_cluster_ships_into_its_old_store(site: Site) -> None:
+    site.deliver()
+    first = site.ship()
+    event = {
+        "store": str(site.store),
+        "cluster_id": first.cluster_id,
+        "state": "appended",
+        "kind": "restored",
+        "subject": "dr1",
+        "data": {"backup": first.backups[0]["id"], "fingerprint": OTHER, "drill": True},
+    }
+    recovered = {"fingerprint": OTHER, "version": "5.4.2031", "members": MEMBERS[:1]}
+    run_module("ledger", event)
+    refused(site.ship(cluster=recovered), "ANOTHER_CLUSTER")
+    event["data"] = {**event["data"], "drill": False}
+    assert run_module("ledger", event).changed
+    site.deliver("after.tar.gz", age=300)
+    assert site.ship(cluster=recovered, check=True).changed
+    result = site.ship(cluster=recovered)
+    assert [item["generation"] for item in result.backups] == [1, 2], result.output
+    assert result.cluster_id == first.cluster_id
+    assert run_module("backup_verify", {"store": str(site.store)}).verdicts[1]["verdict"] == "ok"
+
+
+def test_a_newer_store_is_refused(site: Site) -> None:
+    site.deliver()
+    site.ship()
+    path = site.cluster / "store.json"
+    value = json.loads(path.read_text())
+    value["schema"] = 2
+    path.write_text(json.dumps(value))
+    before = site.snapshot()
+    for result in (site.ship(), run_module("backup_info", {"store": str(site.store)})):
+        assert "STORE_NEWER_SCHEMA" in result.codes and result.failed
+    assert site.snapshot() == before
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"schema": 1}'])
+def test_a_store_that_cannot_be_understood_is_refused(site: Site, damage: str) -> None:
+    site.deliver()
+    site.ship()
+    (site.cluster / "store.json").write_text(damage)
+    assert site.ship().error_code.startswith("STORE_")
+
+
+def test_the_source_is_not_the_store(site: Site) -> None:
+    refused(site.ship(sources=[{"path": str(site.store)}]), "SOURCE_IS_STORE")
+    refused(site.ship(sources=[{"path": f"{site.store}/*/backups"}]), "SOURCE_IS_STORE")
+
+
+# -- the source ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["relative/*", "", "/x/../etc/*", "/x\n/*", "/x/./*"], ids=["relative", "empty", "climbs", "newline", "dot"]
+)
+def test_paths_that_cannot_be_used(site: Site, path: str) -> None:
+    refused(site.ship(sources=[site.sshd.login(path=path)]), "BAD_SOURCE")
+
+
+def test_a_source_without_backups(site: Site) -> None:
+    refused(site.ship(), "SOURCE_EMPTY")
+    refused(site.ship(sources=[site.sshd.login(path=f"{site.source}/absent/*")]), "SOURCE_UNREADABLE")
+
+
+def test_f01_zero_bytes_are_refused_and_the_good_one_is_published(site: Site) -> None:
+    site.deliver("good.tar.gz", age=900)
+    (site.source / "empty.tar.gz").touch()
+    site.at(site.source / "empty.tar.gz", 600)
+    refused(site.ship(), "ZERO_LENGTH")
+    assert [item.source["path"] for item in site.published().values()] == [str(site.source / "good.tar.gz")]
+
+
+def test_an_empty_directory_is_refused(site: Site) -> None:
+    (site.source / "20261122").mkdir()
+    refused(site.ship(), "EMPTY_DIRECTORY")
+
+
+def test_odd_things_in_a_backup_are_all_told(site: Site) -> None:
+    top = site.source / "20261122"
+    top.mkdir()
+    (top / "good").write_bytes(b"x")
+    (top / "empty").touch()
+    (top / "hollow").mkdir()
+    (top / "link").symlink_to("/etc/passwd")
+    (top / "inner").symlink_to("good")
+    os.mkfifo(top / "pipe")
+    (top / "new\nline").write_bytes(b"x")
+    (top / os.fsdecode(b"bad\xff")).write_bytes(b"x")
+    result = site.ship()
+    expected = ["BAD_NAME", "EMPTY_PART", "NOT_A_FILE", "SHIP_INCOMPLETE", "SYMLINK_OUTSIDE", "ZERO_LENGTH_PART"]
+    assert result.codes == expected and len(result.reasons) == 6, result.output
+    for name in ("link", "pipe", "new\nline", os.fsdecode(b"bad\xff")):
+        (top / name).unlink()
+    refused(site.ship(accept=["EMPTY_PART"]), "ZERO_LENGTH_PART")
+    for path in top.rglob("*"):
+        os.utime(path, (1_790_000_000, 1_790_000_000), follow_symlinks=False)
+    accepted = site.ship(accept=["EMPTY_PART", "ZERO_LENGTH_PART"])
+    assert accepted.changed, accepted.output
+    assert [item["path"] for item in accepted.backups[0]["files"]] == ["empty", "good", "inner"]
+    assert accepted.backups[0]["accepted"] == ["EMPTY_PART", "ZERO_LENGTH_PART"]
+    assert not site.ship().changed
+
+
+def test_names_with_spaces_and_dashes_are_fine(site: Site) -> None:
+    site.deliver("-rf a b;c $(x) 'q'.tar.gz")
+    result = site.ship()
+    assert result.changed, result.output
+    target = site.store.parent / "node"
+    staged = run_module(
+        "backup_ship",
+        {
+            "state": "staged",
+            "store": str(site.store),
+            "cluster_id": result.cluster_id,
+            "id": result.backups[0]["id"],
+            "push": site.sshd.login(path=str(target)),
+        },
+    )
+    assert Path(staged.staged["path"]).is_file()
+
+
+def test_a_link_to_the_newest_backup_is_not_a_second_one(site: Site) -> None:
+    path = site.deliver()
+    (site.source / "latest").symlink_to(path.name)
+    assert len(site.ship().backups) == 1
+    (site.source / "elsewhere").symlink_to("/etc/passwd")
+    refused(site.ship(), "SYMLINK_OUTSIDE")
+
+
+def test_a_missing_part_is_told(site: Site) -> None:
+    for node in ("dc1-n1", "dc2-n1"):
+        (site.source / "t" / node).mkdir(parents=True)
+        (site.source / "t" / node / "data").write_bytes(b"x")
+        site.at(site.source / "t" / node / "data", 600)
+    source = site.sshd.login(path=f"{site.source}/*/*", layout="per_node")
+    refused(site.ship(sources=[source]), "PARTS_MISSING")
+    assert site.ship(sources=[source], accept=["PARTS_MISSING"]).changed
+
+
+@pytest.mark.parametrize("sixteenth", range(1, 16, 2))
+def test_f02_a_delivery_cut_at_any_sixteenth_is_refused(site: Site, sixteenth: int) -> None:
+    path = site.deliver()
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * sixteenth // 16])
+    site.at(path, 600)
+    refused(site.ship(), "TRUNCATED")
+    assert not site.published() and not list((site.cluster / "incoming").iterdir())
+
+
+def test_a_growing_delivery_is_refused_until_it_is_quiet(site: Site) -> None:
+    path = site.source / "growing.bin"
+    stop = threading.Event()
+
+    def grow() -> None:
+        with open(path, "wb", buffering=0) as file:
+            while not stop.wait(0.05):
+                file.write(b"x" * 1000)
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        refused(site.ship(quiet=1, patience=2), "GROWING")
+    finally:
+        stop.set()
+        writer.join()
+    assert not site.published()
+    result = site.ship(quiet=1, patience=10)
+    assert result.changed and result.backups[0]["bytes"] == path.stat().st_size, result.output
+
+
+def test_f01_a_backup_that_was_announced_and_never_came(site: Site) -> None:
+    site.deliver(age=3600)
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 60))
+    refused(site.ship(snapshot_started=started, patience=1), "NO_NEW_BACKUP")
+
+
+def test_an_announced_backup_is_waited_for(site: Site) -> None:
+    site.deliver("old.tar.gz", age=3600)
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 10))
+    threading.Timer(2, lambda: site.deliver("new.tar.gz", age=0)).start()
+    result = site.ship(snapshot_started=started, patience=30, quiet=1)
+    assert result.changed, result.output
+    assert [item["snapshot_started"] for item in result.backups] == [None, started]
+
+
+def test_f17_a_clock_a_day_off_makes_no_golden_backup(site: Site) -> None:
+    site.deliver(age=30)
+    tomorrow = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 86_400))
+    refused(site.ship(snapshot_started=tomorrow, patience=1), "CLOCK_SKEW")
+    assert not site.published()
+
+
+def test_f17_deliveries_from_the_future_are_shipped_in_the_order_of_the_store(site: Site) -> None:
+    site.deliver("future.tar.gz", age=-86_400)
+    first = site.ship()
+    assert first.changed, first.output
+    site.deliver("past.tar.gz", age=86_400)
+    second = site.ship()
+    assert [item["sequence"] for item in second.backups] == [2, 1]
+    assert run_module("backup_info", {"store": str(site.store)}).backups[-1]["source"]["path"].endswith("past.tar.gz")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root reads what others may not")
+def test_an_unreadable_file_among_many(site: Site, own_server: Callable[..., Sshd]) -> None:
+    """internal-sftp runs as the user who logs in, so the file must be out of reach for root too: a device does that."""
+    top = site.source / "t"
+    top.mkdir()
+    (top / "good").write_bytes(b"x")
+    subprocess.run(["mknod", str(top / "disk"), "b", "7", "200"], check=True)
+    refused(site.ship(), "NOT_A_FILE")
+
+
+def test_identify_argv_tells_foreign_backups(site: Site) -> None:
+    site.deliver()
+    refused(site.ship(identify_argv=["echo", "{path}"]), "FOREIGN")
+    assert not site.published()
+    assert site.ship(identify_argv=["echo", "{nothing}"]).error_code == "TEMPLATE_PLACEHOLDER"
+    result = site.ship(identify_argv=["echo", FINGERPRINT, "{path}"])
+    assert result.backups[0]["provenance"] == "by_template", result.output
