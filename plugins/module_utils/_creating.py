@@ -97,8 +97,7 @@ class Creating:
         reasons += self._config_reasons()
         reasons += probe_isolation(params["isolation"], self._host.every_address)
         for other in ("join", "reset", "restore"):
-            status = self._shell.operations.status(other)
-            if status is not None and status.running:
+            if self._shell.operations.running(other):
                 reasons.append(Reason("OPERATION_CONFLICT", f"'{other}' runs on this host.", "Wait for it to end."))
         self._accepted = refuse_unless_accepted(
             reasons, params["accept"], f"No cluster is created on {self._host.name}."

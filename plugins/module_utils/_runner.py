@@ -278,6 +278,15 @@ class Operations:
             return None
         return self._result(name, record, attached=True, secrets=())
 
+    def running(self, name: str) -> list[str]:
+        """Operations under way that are called ``name``, or ``name-`` and more (the steps of a restore)."""
+        try:
+            found = sorted(os.listdir(self.directory))
+        except FileNotFoundError:
+            return []
+        ours = [one for one in found if one == name or one.startswith(f"{name}-")]
+        return [one for one in ours if _runs(_read_json(self._path(one, "record.json")) or {})]
+
     def start_or_attach(
         self,
         name: str,
@@ -560,12 +569,12 @@ def _read_json(path: str) -> dict[str, t.Any] | None:
 
 
 def _write_json(path: str, value: dict[str, t.Any]) -> None:
-    descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(f"{path}.{os.getpid()}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
         json.dump(value, handle)
         handle.flush()
         os.fsync(handle.fileno())
-    os.replace(f"{path}.new", path)
+    os.replace(f"{path}.{os.getpid()}.new", path)
 
 
 def _remove(path: str) -> None:

@@ -42,7 +42,9 @@ options:
     type: path
     default: /etc/dsm/config.yaml
   run_id:
-    description: Names the run. A second call of the same run attaches to a backup that is still being started.
+    description:
+      - Names the run. A second call of the same run attaches to a backup that the first one left being started.
+      - Without it, such a backup is waited for, and another one is started.
     type: str
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.kubeconfig
@@ -92,7 +94,7 @@ trigger:
   type: str
   sample: now
 attached:
-  description: Whether an earlier call had started it already.
+  description: Whether an earlier call of the same run had started it already.
   returned: success
   type: bool
 members:
@@ -111,6 +113,7 @@ seconds:
   type: float
 """
 
+import re
 import time
 from datetime import datetime, timedelta, timezone
 
@@ -170,7 +173,15 @@ def body(shell: Shell) -> Outcome:
 
 
 def _start(shell: Shell, argv: list) -> tuple[str, str, bool]:
-    done = shell.operations.start_or_attach(OPERATION, argv, timeout=shell.params["timeout"])
+    """Start a backup. One that another call left behind is waited for; it counts only for a call of the same run."""
+    timeout, run_id = shell.params["timeout"], shell.params["run_id"]
+    name = OPERATION + ("-" + re.sub(r"[^a-z0-9_.-]", "-", run_id.lower()) if run_id else "")[:50]
+    earlier = shell.operations.status(name)
+    if earlier is not None and not run_id:
+        if earlier.running:
+            shell.operations.start_or_attach(name, argv, timeout=timeout)
+        shell.operations.forget(name)
+    done = shell.operations.start_or_attach(name, argv, timeout=timeout)
     if done.rc != 0:
         raise CommandFailed(
             f"Starting the backup ended with {'no exit code' if done.rc is None else f'exit code {done.rc}'}.",

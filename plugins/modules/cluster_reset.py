@@ -137,8 +137,7 @@ def holding(shell):
 
 
 def runs(shell, operation):
-    status = shell.operations.status(operation)
-    return status is not None and status.running
+    return bool(shell.operations.running(operation))
 
 
 def decide(shell, host, heard):

@@ -76,6 +76,10 @@ class FakeOperations:
     def status(self, name: str) -> OperationResult | None:
         return self.records.get(name)
 
+    def running(self, name: str) -> list[str]:
+        ours = [one for one in self.records if one == name or one.startswith(f"{name}-")]
+        return [one for one in ours if self.records[one].running]
+
     def forget(self, name: str) -> None:
         if name in self.records and not self.records[name].running:
             del self.records[name]

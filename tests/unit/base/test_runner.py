@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -318,7 +319,7 @@ def test_secrets_of_an_operation_are_nowhere_on_disk(operations, tmp_path):
     (tmp_path / "go").touch()
     argv[-1] = "--token=zzzzzz.0123456789abcdef"
     result = operations.start_or_attach(
-        "join", argv[:2] + [argv[2]] + argv[3:], timeout=10, secrets=["zzzzzz.0123456789abcdef", SECRET]
+        "join", [*argv[:2], argv[2], *argv[3:]], timeout=10, secrets=["zzzzzz.0123456789abcdef", SECRET]
     )
     assert result.attached, "another token is the same operation"
     for path in Path(operations.directory).rglob("*"):
@@ -354,6 +355,21 @@ def test_a_program_that_cannot_be_executed_leaves_no_record(operations, tmp_path
         operations.start_or_attach("join", [str(program)], timeout=5)
     assert caught.value.code == "COMMAND_NOT_STARTED"
     assert operations.status("join") is None
+
+
+def test_what_runs_is_found_by_its_name_and_by_the_beginning_of_it(operations):
+    assert operations.running("restore") == []
+    operations.start_or_attach("restore-01-load", ["sleep", "30"], timeout=5, wait=False)
+    operations.start_or_attach("restorer", ["sleep", "30"], timeout=5, wait=False)
+    try:
+        assert operations.running("restore") == ["restore-01-load"]
+        assert operations.running("restore-01-load") == ["restore-01-load"]
+        assert operations.running("join") == []
+    finally:
+        for name in ("restore-01-load", "restorer"):
+            record = json.loads(Path(operations.directory, name, "record.json").read_text())
+            os.kill(record["child"][0], signal.SIGKILL)
+    until(lambda: operations.running("restore") == [])
 
 
 def test_forgetting_leaves_a_running_operation_alone(operations, tmp_path):

@@ -60,12 +60,21 @@ def test_a_node_that_is_not_up_does_not_count(member: BackupRun) -> None:
     assert [one["name"] for one in member.call().result["members"]] == ["dc2-n1", "dr1"]
 
 
-def test_a_second_call_attaches_and_reports_the_first_start(member: BackupRun) -> None:
+def test_a_second_call_of_the_same_run_attaches_and_reports_the_first_start(member: BackupRun) -> None:
     running = OperationResult(None, "", "2026-11-21T23:59:00Z", True, 1.0, True)
-    member.operations.records["backup-now"] = running
-    done = member.call().result
+    member.operations.records["backup-now-run-7"] = running
+    done = member.call(run_id="Run 7").result
     assert done["attached"] and done["snapshot_started"] == "2026-11-21T23:59:00Z"
     assert member.operations.started == []
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_what_another_call_left_behind_is_not_taken_for_this_backup(member: BackupRun, running: bool) -> None:
+    left = OperationResult(None if running else 0, "", "2026-11-21T23:59:00Z", True, 1.0, running)
+    member.operations.records["backup-now"] = left
+    done = member.call().result
+    assert not done["attached"] and done["snapshot_started"] == "2026-11-22T00:10:00Z"
+    assert len(member.operations.started) == 1
 
 
 @pytest.mark.parametrize("rc", [1, None])
