@@ -167,9 +167,15 @@ def import_table(table: str, directories: list[Path]) -> None:
     """Load the files of one table, of all members, with the database's own import."""
     from standin import cassandra
 
-    for directory in directories:
+    parts = []
+    for number, directory in enumerate(directories):
         clean(directory)
-    cassandra.nodetool("import", db.KEYSPACE, table, *map(str, directories))
+        # The database silently finds nothing in a directory whose last parts are not KEYSPACE/TABLE.
+        part = WORK / "import" / str(number) / db.KEYSPACE / table
+        part.parent.mkdir(parents=True, exist_ok=True)
+        directory.rename(part)
+        parts.append(str(part))
+    cassandra.nodetool("import", db.KEYSPACE, table, *parts)
     print(f"stand-in: {table}: {len(directories)} parts loaded", flush=True)
 
 
