@@ -102,7 +102,7 @@ class Api:
     def request(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Response:
         """Sends one request and reads the whole answer, whatever its status. Raises :class:`ApiError` below HTTP."""
         connection = _Connection(self.endpoint, self._context, self._timeout)
-        sent = {"Accept": "application/json", "Connection": "close", **(headers or {})}
+        sent = {"Accept": "application/json", "Cache-Control": "no-cache", "Connection": "close", **(headers or {})}
         if self._bearer and "Authorization" not in sent:
             sent["Authorization"] = "Bearer " + self._bearer
         data = None
@@ -112,7 +112,10 @@ class Api:
         try:
             connection.request(method, path, body=data, headers=sent)
             answer = connection.getresponse()
-            return Response(answer.status, answer.read(_LARGEST_BODY))
+            text = answer.read(_LARGEST_BODY)
+            if answer.length:
+                raise http.client.IncompleteRead(text, answer.length)
+            return Response(answer.status, text)
         except (OSError, http.client.HTTPException) as error:
             kind = _kind(error)
             raise ApiError(

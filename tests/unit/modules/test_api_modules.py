@@ -87,6 +87,12 @@ def test_a_wrong_certificate_is_never_health(site: Site) -> None:
     assert (answer["state"], answer["answers"]["plain"]["failure"]) == ("unknown", "tls")
 
 
+@pytest.mark.parametrize(("status", "state"), [("200", "unknown"), ("302", "unknown"), ("500", "down")])
+def test_other_answers_than_204_are_never_health(site: Site, status: str, state: str) -> None:
+    site.faults["api-health"] = {"answer": status}
+    assert health(site).result["endpoints"][0]["state"] == state
+
+
 def test_a_ca_that_cannot_be_read_is_an_error_and_not_a_state(site: Site, tmp_path: Path) -> None:
     (tmp_path / "empty.pem").write_text("")
     for wrong in ("/nonexistent.pem", str(tmp_path / "empty.pem")):
