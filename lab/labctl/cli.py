@@ -38,9 +38,7 @@ _EXIT_CODES = (
 
 
 def main(argv: Sequence[str]) -> int:
-    if argv[:1] == ["load"]:
-        argv = ["load", "--", *argv[1:]]  # its options are its own
-    arguments = parser().parse_args(argv)
+    arguments = read(argv)
     try:
         if os.geteuid() != 0:
             raise NotRoot("the lab makes containers and networks and needs root", f"sudo lab/lab {arguments.command}")
@@ -53,6 +51,19 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("lab: stopped by you. What is half-made is removed by the next lab/lab up or lab/lab down.\n")
         return 130
+
+
+def read(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line as its command understands it; ends the program with code 2 where that cannot be."""
+    if argv[:1] == ["load"]:
+        argv = ["load", "--", *argv[1:]]  # its options are its own
+    reader = parser()
+    arguments, more = reader.parse_known_args(argv)
+    if more and arguments.command == "fault" and not any(word.startswith("-") for word in more):
+        arguments.parameters += more  # argparse does not take up positional words again after an option
+    elif more:
+        reader.error(f"unrecognized arguments: {' '.join(more)}")
+    return arguments
 
 
 def parser() -> argparse.ArgumentParser:

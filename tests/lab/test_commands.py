@@ -97,6 +97,28 @@ def test_faults_are_set_listed_and_cleared(host: Host) -> None:
     assert faults.active(host) == {}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "set hang --node dr1 command=join times=1",
+        "set hang command=join times=1 --node dr1",
+        "--node dr1 set hang command=join times=1",
+        "set hang command=join --node dr1 times=1",
+    ],
+)
+def test_a_fault_may_be_written_in_any_order(words: str) -> None:
+    found = cli.read(["fault", *words.split()])
+    assert (found.what, found.name, found.node, found.parameters) == ("set", "hang", "dr1", ["command=join", "times=1"])
+
+
+@pytest.mark.parametrize("words", ["fault set hang --nod dr1 --x", "status more", "power off dr1 dr2"])
+def test_words_too_many_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.read(words.split())
+    assert caught.value.code == 2
+    assert "unrecognized" in capsys.readouterr().err
+
+
 def test_parameters_of_a_fault() -> None:
     words = ["seconds=5", "command=join", "times=1", "hide=dc1-n1,10.66.1.11", "on=true", "text=a=b"]
     assert faults.parameters(words) == {
