@@ -44,10 +44,15 @@ def main(argv: Sequence[str]) -> int:
             raise NotRoot("the lab makes containers and networks and needs root", f"sudo lab/lab {arguments.command}")
         namespaces.leave_lab()
         action: Action = arguments.action
-        return action(arguments)
+        code = action(arguments)
+        sys.stdout.flush()
+        return code
     except LabError as error:
         sys.stderr.write(f"lab: {error}\n")
         return error.code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0  # whoever reads has seen enough
     except KeyboardInterrupt:
         sys.stderr.write("lab: stopped by you. What is half-made is removed by the next lab/lab up or lab/lab down.\n")
         return 130
