@@ -65,8 +65,9 @@ def choose(
 ) -> tuple[Candidate | None, list[Reason], list[dict[str, Any]]]:
     """The first candidate that nothing speaks against, what was accepted about it, and why others were passed over."""
     passed_over: list[dict[str, Any]] = []
+    ledger = (params["testimony"] or {}).get("ledger") or {}
     for candidate in candidates:
-        reasons = restore_plan.candidate_reasons(candidate, host, params["expected_version"])
+        reasons = restore_plan.candidate_reasons(candidate, host, params["expected_version"], ledger.get("cluster_id"))
         standing, accepted = split(reasons, params["accept"])
         if not standing:
             standing = staged_reasons(candidate, params["data_path"], params["free_factor"])

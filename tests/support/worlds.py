@@ -172,7 +172,8 @@ class Restore(World):
         }  # fmt: skip
         self.backup = self.root / "backup.tar.gz"
         self.backup.write_bytes(b"rows" * 1000)
-        self.ledger: dict[str, Any] | None = {"folded": {"production_fingerprint": PRODUCTION, "members": []}}
+        folded = {"production_fingerprint": PRODUCTION, "members": []}
+        self.ledger: dict[str, Any] | None = {"folded": folded, "cluster_id": PRODUCTION[:16]}
         self.witnesses = {"dc1-n1": witness("dc1-n1", PRODUCTION, list(MEMBERS))}
         self.params = {
             "steps": self.steps,

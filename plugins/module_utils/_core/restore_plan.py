@@ -104,9 +104,17 @@ def host_reasons(host: Host, heard: Testimony | None) -> list[Reason]:
     return reasons
 
 
-def candidate_reasons(candidate: Candidate, host: Host, expected_version: str | None) -> list[Reason]:
-    """What is doubtful about one candidate for this host. All soft: trying it on an empty node harms nothing."""
+def candidate_reasons(
+    candidate: Candidate, host: Host, expected_version: str | None, cluster_id: str | None = None
+) -> list[Reason]:
+    """What is doubtful about one candidate for this host. All soft: trying it on an empty node harms nothing.
+
+    ``cluster_id`` is the one of the ledger that was read in this play.
+    """
     reasons = []
+    if cluster_id and candidate.cluster_id and candidate.cluster_id != cluster_id:
+        message = f"{candidate.id} is a backup of the cluster {candidate.cluster_id}, the ledger is about {cluster_id}"
+        reasons.append(_soft("FOREIGN_BACKUP", message))
     if not candidate.verified:
         reasons.append(_soft("UNVERIFIED", f"{candidate.id} was never verified at the store"))
     wanted = candidate.version or expected_version

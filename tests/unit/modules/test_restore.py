@@ -122,6 +122,7 @@ def test_without_the_ledger_a_person_decides(node: Restore) -> None:
         ({"snapshot_started": "2026-11-20T23:59:59Z"}, "OLDER_THAN_JOIN"),
         ({"snapshot_started": "2026-11-21T01:00:00+02:00"}, "OLDER_THAN_JOIN"),
         ({"sealed_for": [dict(SEALED, platform_id="SN-9")]}, "PLATFORM"),
+        ({"cluster_id": "0123456789abcdef"}, "FOREIGN_BACKUP"),
     ],
 )
 def test_a_doubtful_candidate_yields_to_accept(node: Restore, change: dict[str, Any], code: str) -> None:
