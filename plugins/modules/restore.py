@@ -122,8 +122,8 @@ attributes:
   idempotent:
     support: full
 notes:
-  - Soft reasons are V(UNVERIFIED), V(OLDER_THAN_JOIN), V(JOIN_UNKNOWN), V(VERSION), V(PLATFORM), V(FOREIGN_BACKUP) and
-    V(LEDGER_MISSING). Each yields to O(accept), because trying a doubtful backup on an empty, isolated node harms nothing.
+  - Soft reasons are V(UNVERIFIED), V(OLDER_THAN_JOIN), V(JOIN_UNKNOWN), V(VERSION), V(PLATFORM), V(FOREIGN_BACKUP)
+    and V(LEDGER_MISSING). Each yields to O(accept), because trying a doubtful backup on an empty, isolated node harms nothing.
 seealso:
   - module: kmsops.fortanix_dsm.cluster_create
   - module: kmsops.fortanix_dsm.canary
