@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from .._core.manifest import Sealed
@@ -53,7 +54,7 @@ def ship_request(options: Options, identify: t.Callable[[str], str] | None = Non
         store=options["store"],
         cluster=Cluster(cluster["fingerprint"], cluster["uid"], cluster["version"], tuple(members)),
         sources=tuple(
-            Source(_endpoint(source, options), source["path"], source["layout"]) for source in options["sources"]
+            Source(_endpoint(source, options), _path(source), source["layout"]) for source in options["sources"]
         ),
         sealed_for=tuple(
             Sealed(
@@ -96,6 +97,19 @@ def stage_request(options: Options) -> StageRequest:
 
 def _endpoint(source: Options, options: Options) -> Endpoint:
     return SftpEndpoint(_target(source, options)) if source.get("host") else LocalEndpoint()
+
+
+def _path(source: Options) -> str:
+    """The path of a source; of a local one without the symbolic links above its first wildcard.
+
+    Below that nobody but DSM (or whoever broke into its drop box) makes links, and those are not followed.
+    """
+    path = str(source["path"])
+    if source.get("host") or not path.startswith("/"):
+        return path
+    parts = path.rstrip("/").split("/")
+    fixed = next((index for index, part in enumerate(parts) if set("*?[") & set(part)), len(parts) - 1)
+    return os.path.join(os.path.realpath("/".join(parts[:fixed]) or "/"), *parts[fixed:])
 
 
 def _target(login: Options, options: Options) -> SshTarget:

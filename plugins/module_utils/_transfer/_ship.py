@@ -174,6 +174,7 @@ class _Run:
         self.check_mode = check_mode
         self.result = ShipResult(cluster_id=store.identity.cluster_id)
         self.sessions: dict[int, Session] = {}
+        self.known: dict[str, Manifest] = {}
         self.broken_ledger = False
 
     def go(self, lease: Lease | None, taken_over: str) -> None:
@@ -184,16 +185,14 @@ class _Run:
             make_directory(self.store.incoming_path)
             self.store.take_back()
         self._check_ledger()
+        self.known = self._published()
         try:
-            jobs = self._plan()
-            jobs = self._room(jobs)
-            known = self._known()
-            self._number(jobs, known)
+            jobs = self._room(self._plan())
+            self._number(jobs)
             if lease is not None:
-                self._record_known()
                 self._drop_stale(jobs)
             for job in jobs:
-                self._one(job, known, lease)
+                self._one(job, lease)
         finally:
             for session in self.sessions.values():
                 session.close()
@@ -247,10 +246,9 @@ class _Run:
         """Leave out what is already stored; refuse what is empty, odd or still growing."""
         clock = session.clock()
         skew = round(clock - time.time()) if clock is not None else None
-        known = self._known()
         host = source.endpoint.host
-        stored = [unit for unit in units if unit.key(host) in known]
-        fresh = [unit for unit in units if unit.key(host) not in known]
+        stored = [unit for unit in units if unit.key(host) in self.known]
+        fresh = [unit for unit in units if unit.key(host) not in self.known]
         good, growing = settle(session, source, fresh, self.request.quiet, max(0.0, deadline - time.monotonic()))
         self.result.reasons.extend(reason for _unit, reason in growing)
         jobs = [_Job(source, unit, skew, None, "unknown", []) for unit in stored]
@@ -319,22 +317,31 @@ class _Run:
         fresh[-1].snapshot_started = started
         fresh[-1].snapshot_source = "attested" if skewed or ahead > MAX_SKEW else "observed"
 
-    def _known(self) -> dict[str, Manifest]:
-        """Published backups by the identity of their source, without those that a verification found broken."""
+    def _published(self) -> dict[str, Manifest]:
+        """Published backups by the identity of their source, without those that a verification found broken.
+
+        One that a run published and died before recording it is recorded now.
+        """
         verdicts: dict[str, str] = {}
+        recorded = set()
         for event in self.store.ledger.chain().events:
             if event.kind == "verified":
                 verdicts[event.subject] = str(event.data.get("verdict"))
-        return {
-            str(entry.manifest.source["key"]): entry.manifest
-            for entry in self.store.entries()
-            if entry.manifest is not None and verdicts.get(entry.id, "ok") == "ok"
-        }
+            elif event.kind == "shipped":
+                recorded.add(event.subject)
+        found = {}
+        for entry in self.store.entries():
+            if entry.manifest is None:
+                continue
+            if entry.id not in recorded and not self.check_mode:
+                self._record("shipped", entry.id, shipped_data(entry.manifest))
+            if verdicts.get(entry.id, "ok") == "ok":
+                found[str(entry.manifest.source["key"])] = entry.manifest
+        return found
 
     def _room(self, jobs: list[_Job]) -> list[_Job]:
         """Refuse before the first byte what does not fit with headroom (code STORE_FULL)."""
-        known = self._known()
-        wanted = [job for job in jobs if job.key not in known]
+        wanted = [job for job in jobs if job.key not in self.known]
         need = sum(job.unit.size for job in wanted)
         have_bytes, have_inodes = self.store.free()
         landed = _tree_bytes(self.store.incoming_path)
@@ -351,16 +358,16 @@ class _Run:
                     full.remedy,
                 )
             )
-            return [job for job in jobs if job.key in known]
+            return [job for job in jobs if job.key in self.known]
         return jobs
 
-    def _number(self, jobs: list[_Job], known: t.Mapping[str, Manifest]) -> None:
+    def _number(self, jobs: list[_Job]) -> None:
         """Ids: those of published and of unfinished transfers stay, new ones follow every number ever seen."""
         unfinished = {self._source_key(name): name for name in self.store.incoming()}
         seen = self.store.seen_ids()
         for job in jobs:
-            if job.key in known:
-                job.id = known[job.key].id
+            if job.key in self.known:
+                job.id = self.known[job.key].id
             elif job.key in unfinished:
                 job.id = unfinished[job.key]
             else:
@@ -421,13 +428,6 @@ class _Run:
         if not self.broken_ledger:
             self.store.ledger.append(run_id=self.request.run_id, kind=kind, subject=subject, data=data)
 
-    def _record_known(self) -> None:
-        """A run that died between publishing and recording: record it now."""
-        recorded = {event.subject for event in self.store.ledger.chain().events if event.kind == "shipped"}
-        for entry in self.store.entries():
-            if entry.manifest is not None and entry.id not in recorded:
-                self._record("shipped", entry.id, shipped_data(entry.manifest))
-
     def _observe(self) -> None:
         """The member set goes to the store with every ship, if it is another than the one on record."""
         cluster = self.request.cluster
@@ -444,9 +444,9 @@ class _Run:
             self._record("observed_members", self.store.identity.cluster_id, data)
 
     # -- one backup -------------------------------------------------------------------------------------------------
-    def _one(self, job: _Job, known: t.Mapping[str, Manifest], lease: Lease | None) -> None:
-        if job.key in known:
-            self._add(known[job.key], published=True, already=True)
+    def _one(self, job: _Job, lease: Lease | None) -> None:
+        if job.key in self.known:
+            self._add(self.known[job.key], published=True, already=True)
             return
         if lease is None:
             self.result.changed = True
@@ -495,7 +495,7 @@ class _Run:
             self.result.report.add(report)
             at("pulled")
             self._unchanged(job)
-            kind, problems = _structure.check(data, [item.path for item in job.unit.items])
+            kind, problems = _structure.check(data, [item.path for item in job.unit.items], lease.renew)
             if problems:
                 raise Refused(
                     f"{job.unit.name} is not complete.",

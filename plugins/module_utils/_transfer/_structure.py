@@ -30,24 +30,34 @@ _PAX_SIZE = re.compile(rb"(?:^|\n)\d+ size=(\d+)\n")
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, ValueError)
 
 
-def check(directory: str, paths: t.Iterable[str]) -> tuple[str, list[Problem]]:
-    """What could be checked (``archive``, ``snapshot``, both joined by ``+``, or ``unknown``) and what is broken."""
+Tick = t.Callable[[], None]
+
+
+def no_tick() -> None:
+    """For callers that need no sign of life."""
+
+
+def check(directory: str, paths: t.Iterable[str], tick: Tick = no_tick) -> tuple[str, list[Problem]]:
+    """What could be checked (``archive``, ``snapshot``, both joined by ``+``, or ``unknown``) and what is broken.
+
+    ``tick`` is called again and again while this takes its time.
+    """
     listed = list(paths)
     problems: list[Problem] = []
     kinds = set()
     for path in listed:
-        kind, problem = check_file(os.path.join(directory, path))
+        kind, problem = check_file(os.path.join(directory, path), tick)
         if kind:
             kinds.add("archive")
         if problem:
             problems.append(Problem("TRUNCATED", f"{path} is not a complete {kind} file: {problem}"))
-    found, broken = _cassandra(directory, listed)
+    found, broken = _cassandra(directory, listed, tick)
     if found:
         kinds.add("snapshot")
     return "+".join(sorted(kinds)) or "unknown", problems + broken
 
 
-def check_file(path: str) -> tuple[str, str]:
+def check_file(path: str, tick: Tick = no_tick) -> tuple[str, str]:
     """The format of one file ('' if it is none that says when it is complete) and what is wrong ('' if nothing)."""
     with open(path, "rb") as file:
         head = file.read(512)
@@ -57,13 +67,13 @@ def check_file(path: str) -> tuple[str, str]:
     try:
         if kind == "tar":
             with open(path, "rb") as file:
-                return kind, _tar(file)
+                return kind, _tar(file, tick)
         if kind == "zip":
             with zipfile.ZipFile(path) as archive:
                 bad = archive.testzip()
             return kind, f"member {bad} is damaged" if bad else ""
         with _opened(kind, path) as stream:
-            return kind, _stream(stream)
+            return kind, _stream(stream, tick)
     except _BROKEN as error:
         return kind, str(error) or type(error).__name__
 
@@ -83,17 +93,21 @@ def _opened(kind: str, path: str) -> t.BinaryIO:
     return t.cast(t.BinaryIO, bz2.open(path, "rb") if kind == "bzip2" else lzma.open(path, "rb"))
 
 
-def _stream(stream: t.BinaryIO) -> str:
+def _stream(stream: t.BinaryIO, tick: Tick) -> str:
     """Read a compressed stream to its end mark, which its reader checks, and a tar archive inside it to its own."""
     first = stream.read(512)
     if first[257:262] == b"ustar":
-        return _tar(stream, first)
-    while stream.read(_PIECE):
-        pass
+        return _tar(stream, tick, first)
+    _drain(stream, tick)
     return ""
 
 
-def _tar(stream: t.BinaryIO, first: bytes = b"") -> str:
+def _drain(stream: t.BinaryIO, tick: Tick) -> None:
+    while stream.read(_PIECE):
+        tick()
+
+
+def _tar(stream: t.BinaryIO, tick: Tick, first: bytes = b"") -> str:
     """Walk a tar archive header by header to its two empty blocks; '' if they are there.
 
     ``tarfile`` takes the end of the file for the end of the archive, so a cut between two members would pass.
@@ -117,12 +131,11 @@ def _tar(stream: t.BinaryIO, first: bytes = b"") -> str:
                 found = _PAX_SIZE.search(record[: header.size])
                 size = int(found.group(1)) if found else None
             else:
-                if not _skip(stream, _padded(header.size if size is None else size)):
+                if not _skip(stream, _padded(header.size if size is None else size), tick):
                     return "it ends inside a member"
                 size = None
         block = stream.read(512)
-    while stream.read(_PIECE):
-        pass
+    _drain(stream, tick)
     return ""
 
 
@@ -130,16 +143,17 @@ def _padded(size: int) -> int:
     return (size + 511) // 512 * 512
 
 
-def _skip(stream: t.BinaryIO, left: int) -> bool:
+def _skip(stream: t.BinaryIO, left: int, tick: Tick) -> bool:
     while left:
         piece = stream.read(min(left, _PIECE))
         if not piece:
             return False
         left -= len(piece)
+        tick()
     return True
 
 
-def _cassandra(directory: str, paths: t.Sequence[str]) -> tuple[bool, list[Problem]]:
+def _cassandra(directory: str, paths: t.Sequence[str], tick: Tick) -> tuple[bool, list[Problem]]:
     """Every SSTable has the components that its table of contents lists, and data that match its digest."""
     by_directory: dict[str, set[str]] = collections.defaultdict(set)
     for path in paths:
@@ -159,14 +173,14 @@ def _cassandra(directory: str, paths: t.Sequence[str]) -> tuple[bool, list[Probl
             )
         for name in sorted(name for name in names if name.endswith("-Digest.crc32")):
             data = name[: -len("Digest.crc32")] + "Data.db"
-            if data in names and not _digest_matches(os.path.join(directory, parent), name, data):
+            if data in names and not _digest_matches(os.path.join(directory, parent), name, data, tick):
                 problems.append(
                     Problem("TRUNCATED", f"{os.path.join(parent, data)} does not match Cassandra's own digest of it")
                 )
     return found, problems
 
 
-def _digest_matches(directory: str, digest: str, data: str) -> bool:
+def _digest_matches(directory: str, digest: str, data: str, tick: Tick) -> bool:
     """Cassandra's ``Digest.crc32`` is the CRC-32 of the whole data file, in decimal [doc]."""
     with open(os.path.join(directory, digest), "rb") as file:
         expected = file.read(64).strip()
@@ -177,4 +191,5 @@ def _digest_matches(directory: str, digest: str, data: str) -> bool:
             if not piece:
                 break
             checksum = zlib.crc32(piece, checksum)
+            tick()
     return expected == str(checksum).encode("ascii")

@@ -206,6 +206,29 @@ def test_f12_attempts_never_mix_two_versions_of_a_file(site: Site, small_ranges:
     assert result.report.reused == 0 and not list((site.cluster / "incoming").iterdir())
 
 
+def test_a_drop_box_below_a_link_works_and_a_link_inside_it_is_not_followed(site: Site) -> None:
+    (site.source / "20261122").mkdir()
+    (site.source / "20261122" / "data.bin").write_bytes(b"x" * 1000)
+    site.at(site.source / "20261122" / "data.bin", 600)
+    (site.source.parent / "srv").symlink_to(site.source)
+    source = {"path": f"{site.source.parent}/srv/*"}
+    (site.source.parent / "secret").mkdir()
+    (site.source.parent / "secret" / "data.bin").write_bytes(b"s" * 1000)
+    site.at(site.source.parent / "secret" / "data.bin", 600)
+
+    def swap(name: str) -> None:
+        if name == "source noted":
+            (site.source / "20261122").rename(site.source.parent / "aside")
+            (site.source / "20261122").symlink_to(site.source.parent / "secret")
+
+    with pytest.raises(DsmError) as caught:
+        site.run(checkpoint=swap, sources=[source])
+    assert [reason.code for reason in caught.value.reasons] == ["SOURCE_CHANGED"] and not site.published()
+    (site.source / "20261122").unlink()
+    (site.source.parent / "aside").rename(site.source / "20261122")
+    assert site.run(sources=[source]).changed
+
+
 # -- death ---------------------------------------------------------------------------------------------------------
 
 

@@ -87,7 +87,7 @@ def test_a_member_beyond_eight_gigabytes_is_skipped_by_its_real_size(tmp_path: P
         file.seek((size + 511) // 512 * 512, os.SEEK_CUR)
         file.write(b"\0" * 1024)
     with open(path, "rb") as stream:
-        assert _structure._tar(_Sparse(stream)) == ""
+        assert _structure._tar(_Sparse(stream), _structure.no_tick) == ""
 
 
 class _Sparse:
