@@ -123,7 +123,8 @@ attributes:
     support: full
 notes:
   - Soft reasons are V(UNVERIFIED), V(OLDER_THAN_JOIN), V(JOIN_UNKNOWN), V(VERSION), V(PLATFORM), V(FOREIGN_BACKUP)
-    and V(LEDGER_MISSING). Each yields to O(accept), because trying a doubtful backup on an empty, isolated node harms nothing.
+    and V(LEDGER_MISSING). Each yields to O(accept), because trying a doubtful backup on an empty, isolated node does no
+    harm.
 seealso:
   - module: kmsops.fortanix_dsm.cluster_create
   - module: kmsops.fortanix_dsm.canary
