@@ -96,14 +96,15 @@ class FakeOperations:
         patterns: Sequence[str] = (),
     ) -> OperationResult:
         shown = [redact(word, secrets) for word in argv]
-        attached = name in self.records and self.records[name].running
+        before = self.records.get(name)
+        attached = before is not None and (before.running or not before.reported)
         if not attached:
             self.started.append((name, list(argv)))
             if self.effect is not None:
                 self.effect(name, list(argv))
         rc = self.ends.get(name, 0)
-        started_at = self.records[name].started_at if attached else self.now
-        result = OperationResult(rc, redact("output of " + name, secrets), started_at, attached, 0.0, False)
+        started_at = before.started_at if before is not None and attached else self.now
+        result = OperationResult(rc, redact("output of " + name, secrets), started_at, attached, 0.0, False, wait)
         self.records[name] = result
         self.actions.append({"argv": shown, "rc": rc, "seconds": 0.0})
         return result

@@ -71,19 +71,19 @@ def test_own_membership_over_the_whole_table(present, answer, status):
 
 def removed(**changes):
     """A node that was properly removed, with two of three members heard."""
-    case = dict(
-        subject=DR,
-        host_role="dr",
-        membership="leftover",
-        membership_why="it is out",
-        fingerprint=PRODUCTION,
-        marker=None,
-        opened=False,
-        own_listed=(),
-        trial_hosts=(),
-        approval=None,
-        testimony=Testimony((witness(N1), witness(N2)), record(N1, N2, N3)),
-    )
+    case = {
+        "subject": DR,
+        "host_role": "dr",
+        "membership": "leftover",
+        "membership_why": "it is out",
+        "fingerprint": PRODUCTION,
+        "marker": None,
+        "opened": False,
+        "own_listed": (),
+        "trial_hosts": (),
+        "approval": None,
+        "testimony": Testimony((witness(N1), witness(N2)), record(N1, N2, N3)),
+    }
     case.update(changes)
     return membership.reset_reasons("removed", membership.ResetCase(**case))
 
@@ -241,19 +241,19 @@ S1, S2 = Party("spare1", ("10.0.9.2",)), Party("spare2", ("10.0.9.3",))
 
 def own_trial(**changes):
     """A trial of our own that lives on dr1 and two spares, with production out of reach."""
-    case = dict(
-        subject=DR,
-        host_role="dr",
-        membership="member",
-        membership_why="it lists itself",
-        fingerprint=TRIAL,
-        marker=MARKER,
-        opened=False,
-        own_listed=(DR, S1, S2),
-        trial_hosts=("dr1", "spare1", "spare2"),
-        approval=None,
-        testimony=Testimony(),
-    )
+    case = {
+        "subject": DR,
+        "host_role": "dr",
+        "membership": "member",
+        "membership_why": "it lists itself",
+        "fingerprint": TRIAL,
+        "marker": MARKER,
+        "opened": False,
+        "own_listed": (DR, S1, S2),
+        "trial_hosts": ("dr1", "spare1", "spare2"),
+        "approval": None,
+        "testimony": Testimony(),
+    }
     case.update(changes)
     return membership.reset_reasons("own_trial", membership.ResetCase(**case))
 
@@ -325,21 +325,21 @@ def retired(**changes):
         generations=[{"fingerprint": PRODUCTION, "fenced": True}, {"fingerprint": NEW, "accepted": True}],
         backups={"b1": {"verdict": "ok", "fingerprint": NEW}},
     )
-    case = dict(
-        subject=N1,
-        host_role="retired",
-        membership="member",
-        membership_why="-",
-        fingerprint=PRODUCTION,
-        marker=None,
-        opened=False,
-        own_listed=(N1, N2, N3),
-        trial_hosts=(),
-        approval={"by": "someone", "reason": "fail back is done"},
-        testimony=Testimony(
+    case = {
+        "subject": N1,
+        "host_role": "retired",
+        "membership": "member",
+        "membership_why": "-",
+        "fingerprint": PRODUCTION,
+        "marker": None,
+        "opened": False,
+        "own_listed": (N1, N2, N3),
+        "trial_hosts": (),
+        "approval": {"by": "someone", "reason": "fail back is done"},
+        "testimony": Testimony(
             (witness(S1, listed=(DR, S1, S2), fingerprint=NEW, up=("dr1", "spare1", "spare2")),), ledger
         ),
-    )
+    }
     ledger_changes = changes.pop("ledger", None)
     if ledger_changes is not None:
         changed = dict(ledger, **ledger_changes) if ledger_changes else None
@@ -542,17 +542,17 @@ def test_versions_of_a_join(own, theirs, expected):
 
 
 def create(**changes):
-    case = dict(
-        subject=DR,
-        host_role="dr",
-        membership="none",
-        membership_why="-",
-        state_paths=(),
-        marker=None,
-        run_id="r1",
-        fingerprint=None,
-        testimony=Testimony(),
-    )
+    case = {
+        "subject": DR,
+        "host_role": "dr",
+        "membership": "none",
+        "membership_why": "-",
+        "state_paths": (),
+        "marker": None,
+        "run_id": "r1",
+        "fingerprint": None,
+        "testimony": Testimony(),
+    }
     case.update(changes)
     return codes(membership.create_reasons(membership.CreateCase(**case)))
 
