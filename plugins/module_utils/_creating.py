@@ -25,6 +25,7 @@ from ._module import Outcome, Shell, identity_reasons, require_testimony
 from ._node import local_fingerprint, present_state, read_marker, write_marker, write_private
 
 OPERATION = "create"
+EXCLUDES = ("join", "reset", "restore")
 RUNS = "/var/lib/kmsops/runs"
 _RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _POLL = 2.0
@@ -96,7 +97,7 @@ class Creating:
         reasons += version_reasons(params["own_version"], None)
         reasons += self._config_reasons()
         reasons += probe_isolation(params["isolation"], self._host.every_address)
-        for other in ("join", "reset", "restore"):
+        for other in EXCLUDES:
             if self._shell.operations.running(other):
                 reasons.append(Reason("OPERATION_CONFLICT", f"'{other}' runs on this host.", "Wait for it to end."))
         self._accepted = refuse_unless_accepted(
@@ -149,7 +150,8 @@ class Creating:
 
     def _start_and_wait(self) -> None:
         argv = ["sdkms-cluster", "create", f"--self={self._params['self_address']}", "--config", self._path]
-        ended = self._shell.operations.start_or_attach(OPERATION, argv, timeout=self._params["timeout"])
+        timeout = self._params["timeout"]
+        ended = self._shell.operations.start_or_attach(OPERATION, argv, timeout=timeout, excludes=EXCLUDES)
         try:
             wait_until(
                 self._look, self._params["timeout"] if ended.rc == 0 else 30.0, _POLL, "the new cluster is whole"

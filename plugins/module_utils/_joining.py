@@ -24,6 +24,7 @@ from ._parse.kubeadm import TOKEN_ANYWHERE
 from ._runner import OperationResult
 
 OPERATION = "join"
+EXCLUDES = ("create", "reset", "restore")
 _POLL = 2.0
 
 
@@ -48,13 +49,15 @@ class Joining:
 
     def run(self) -> Outcome:
         begun = self._shell.operations.status(OPERATION)
-        under_way = begun is not None and (begun.running or begun.rc == 0)
+        under_way = begun is not None and (begun.running or (begun.rc == 0 and not begun.reported))
         standing, why, cluster = self._standing()
         before = {"state": "member" if standing == core.MEMBER else "joining" if under_way else "absent"}
         self._check(standing, why, cluster, under_way)
         member = self._mine(cluster)
         if standing == core.MEMBER and member is not None and not (begun and begun.running):
             if topology.whole(member):
+                if not self._shell.check_mode:
+                    self._shell.operations.acknowledge(OPERATION)
                 return self._outcome(False, before, "member", member, cluster)
             under_way = True
         if self._shell.check_mode:
@@ -62,7 +65,7 @@ class Joining:
         if not under_way:
             self._prepare_marker()
         if not under_way or (begun and begun.running):
-            self._operation(wait=False)
+            self._start_or_attach()
         if not self._params["wait"]:
             return self._outcome(not under_way, before, "joining", None, None)
         return self._await(not under_way, before)
@@ -109,9 +112,8 @@ class Joining:
                     "Is it a member, is it up, and are the ports open from here?",
                 )
             )
-        for other in ("create", "reset"):
-            status = self._shell.operations.status(other)
-            if status is not None and status.running:
+        for other in EXCLUDES:
+            if self._shell.operations.running(other):
                 reasons.append(Reason("OPERATION_CONFLICT", f"'{other}' runs on this host.", "Wait for it to end."))
         return reasons
 
@@ -123,14 +125,15 @@ class Joining:
         else:
             remove_markers()
 
-    def _operation(self, wait: bool) -> OperationResult:
-        return self._shell.operations.start_or_attach(
+    def _start_or_attach(self) -> None:
+        self._shell.operations.start_or_attach(
             OPERATION,
             self._argv,
             timeout=5.0,
             secrets=[self._params["token"]],
             patterns=[TOKEN_ANYWHERE],
-            wait=wait,
+            wait=False,
+            excludes=EXCLUDES,
         )
 
     def _await(self, changed: bool, before: dict[str, t.Any]) -> Outcome:
@@ -155,21 +158,16 @@ class Joining:
         standing, why, cluster = self._standing()
         member = self._mine(cluster)
         if standing == core.MEMBER and member is not None and topology.whole(member) and not running:
-            self._close(status)
+            ended = self._shell.operations.acknowledge(OPERATION)
+            if ended is not None and ended.rc != 0 and not ended.reported:
+                self._shell.warn(f"The join ended with exit code {ended.rc}, but this host is a whole member.")
             return True, {"member": member, "cluster": cluster}
         if status is not None and not running and status.rc != 0 and standing != core.MEMBER:
-            return True, self._failed()
+            return True, self._failed(status)
         return False, {"standing": why, "operation_running": running, "node": member.as_dict() if member else None}
 
-    def _close(self, status: OperationResult | None) -> None:
-        """Note that the end of the operation was seen, so that nobody reports it a second time."""
-        if status is not None and not status.reported:
-            ended = self._operation(wait=True)
-            if ended.rc != 0:
-                self._shell.warn(f"The join ended with exit code {ended.rc}, but this host is a whole member.")
-
-    def _failed(self) -> dict[str, t.Any]:
-        ended = self._operation(wait=True)
+    def _failed(self, ended: OperationResult) -> dict[str, t.Any]:
+        self._shell.operations.acknowledge(OPERATION)
         if self._wants_approval(ended):
             return {"words": ended.output_tail}
         raise CommandFailed(

@@ -217,6 +217,15 @@ def run_module(
         result = result_of(body(shell), shell)
     except DsmError as error:
         module.fail_json(actions=shell.runner.actions, **error.as_result())
+    except PermissionError as error:
+        module.fail_json(
+            msg=f"No permission for {error.filename or 'what this module reads'}, so nothing was done.",
+            error_code="NOT_PERMITTED",
+            reasons=[],
+            remedy="Run this as root: become: true.",
+            details={"where": _where(error)},
+            actions=shell.runner.actions,
+        )
     except Exception as error:  # the boundary: nothing may leave a module as a traceback
         module.fail_json(
             msg=f"Unexpected {type(error).__name__} in this module; see details.",

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import socket
+import stat
 import typing as t
 
 from ._core import spki
@@ -43,9 +44,17 @@ def present_state(paths: t.Iterable[str]) -> list[str]:
 
 
 def _holds_file(path: str) -> bool:
-    if not os.path.isdir(path):
-        return os.path.lexists(path)
-    return any(files for _root, _directories, files in os.walk(path))
+    """Whether it is a file or holds one. What may not be looked at is an error: it must never pass for clean."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return os.path.islink(path)
+    return not stat.S_ISDIR(mode) or any(files for _root, _directories, files in os.walk(path, onerror=_raise))
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # gone while looking, as during a reset
+        raise error
 
 
 def local_fingerprint(kubeconfig: str, ca_path: str = _KUBERNETES_CA) -> str | None:

@@ -297,6 +297,7 @@ class Operations:
         wait: bool = True,
         report_within: float = 3600.0,
         patterns: t.Sequence[str] = (),
+        excludes: t.Sequence[str] = (),
     ) -> OperationResult:
         """Start an operation, or join the one of that name that is already there.
 
@@ -307,6 +308,7 @@ class Operations:
         :param wait: False returns as soon as it runs
         :param patterns: regular expressions of secrets, so that a later caller who does not know the secret of this
             run can still be shown the output while it runs
+        :param excludes: names of operations beside which this one must not start
         :raises TimedOut: still running (code ``OPERATION_RUNNING``)
         :raises Refused: another argv runs under this name (code ``OPERATION_CONFLICT``)
         """
@@ -314,15 +316,40 @@ class Operations:
         shown = [redact(word, secrets) for word in words]
         digest = hashlib.sha256("\x00".join(shown).encode("ascii")).hexdigest()
         os.makedirs(self._path(name), mode=0o700, exist_ok=True)
-        lock = os.open(self._path(name, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # One lock for all names: two that exclude each other can never both begin.
+        lock = os.open(os.path.join(self.directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             _lock(lock, time.monotonic() + max(timeout, 5.0), name)
             attached = self._to_attach(name, digest, shown, report_within)
             if not attached:
+                self._refuse_beside(excludes, name)
                 self._start(name, words, shown, digest, secrets, patterns, lock)
         finally:
             os.close(lock)
         return self._wait(name, shown, attached, timeout if wait else 0.0, secrets, wait)
+
+    def acknowledge(self, name: str) -> OperationResult | None:
+        """Note that the end of an operation was seen, so that nobody reports it a second time. Starts nothing."""
+        result = self.status(name)
+        end = _read_json(self._path(name, "exit.json"))
+        if result is None or result.running or result.reported:
+            return result
+        self.actions.append({"argv": self._shown(name), "rc": result.rc, "seconds": result.seconds})
+        if end is not None:
+            _write_json(self._path(name, "exit.json"), dict(end, reported=True))
+        return result
+
+    def _shown(self, name: str) -> list[str]:
+        return [str(word) for word in (_read_json(self._path(name, "record.json")) or {}).get("argv", [])]
+
+    def _refuse_beside(self, excludes: t.Sequence[str], name: str) -> None:
+        beside = sorted({one for other in excludes for one in self.running(other)})
+        if beside:
+            raise Refused(
+                f"'{name}' does not start beside {', '.join(beside)}, which runs on this host.",
+                "OPERATION_CONFLICT",
+                "Wait for it to end, then read the state again.",
+            )
 
     def forget(self, name: str) -> None:
         """Drop the record of an operation that ended: after a reset it is about another host, so to say."""

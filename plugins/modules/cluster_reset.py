@@ -176,7 +176,7 @@ def act(shell):
     """Run the vendor's command, or attach to it, and look at what is left."""
     params = shell.params
     argv = ["sdkms-cluster", "reset", "--delete-data", *params["extra_args"]]
-    ended = shell.operations.start_or_attach("reset", argv, timeout=params["timeout"])
+    ended = shell.operations.start_or_attach("reset", argv, timeout=params["timeout"], excludes=OTHERS)
     left = holding(shell)["state"]
     if left:
         raise _errors.CommandFailed(

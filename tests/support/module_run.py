@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -80,6 +80,12 @@ class FakeOperations:
         ours = [one for one in self.records if one == name or one.startswith(f"{name}-")]
         return [one for one in ours if self.records[one].running]
 
+    def acknowledge(self, name: str) -> OperationResult | None:
+        result = self.records.get(name)
+        if result is not None and not result.running and not result.reported:
+            self.records[name] = replace(result, reported=True)
+        return result
+
     def forget(self, name: str) -> None:
         if name in self.records and not self.records[name].running:
             del self.records[name]
@@ -94,6 +100,7 @@ class FakeOperations:
         wait: bool = True,
         report_within: float = 3600.0,
         patterns: Sequence[str] = (),
+        excludes: Sequence[str] = (),
     ) -> OperationResult:
         shown = [redact(word, secrets) for word in argv]
         before = self.records.get(name)

@@ -123,6 +123,18 @@ def test_an_unexpected_error_shows_neither_traceback_nor_values():
     assert "hunter22" not in text and "Traceback" not in text and "password is" not in text
 
 
+def test_a_missing_permission_says_become():
+    def body(shell):
+        raise PermissionError(13, "denied", "/var/lib/etcd")
+
+    result, _text = played(body)
+    assert (result["error_code"], "become" in result["remedy"], "/var/lib/etcd" in result["msg"]) == (
+        "NOT_PERMITTED",
+        True,
+        True,
+    )
+
+
 def test_a_refusal_carries_code_reasons_and_remedy():
     def body(shell):
         raise Refused("No.", "X", reasons=[Reason("A", "one", "do a"), Reason("B", "two", "do b", hard=False)], seen=1)

@@ -40,6 +40,26 @@ def test_empty_directories_are_no_state(tmp_path):
     assert str(tmp_path / "a") in _node.present_state(paths)
 
 
+def test_a_directory_behind_a_link_is_looked_into(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "cassandra").symlink_to(tmp_path / "data")
+    assert _node.present_state([str(tmp_path / "cassandra")]) == []
+    (tmp_path / "data" / "x").write_text("x")
+    assert _node.present_state([str(tmp_path / "cassandra")]) == [str(tmp_path / "cassandra")]
+
+
+def test_what_may_not_be_looked_at_never_passes_for_clean(monkeypatch, tmp_path):
+    (tmp_path / "etcd").mkdir()
+
+    def denied(path, onerror):
+        onerror(PermissionError(13, "denied", path))
+        return iter(())
+
+    monkeypatch.setattr(_node.os, "walk", denied)
+    with pytest.raises(PermissionError):
+        _node.present_state([str(tmp_path / "etcd")])
+
+
 @pytest.mark.parametrize("quote", ["", '"'])
 def test_the_fingerprint_is_that_of_the_kubeconfig_s_authority(tmp_path, pem, quote):
     data = base64.b64encode(pem.encode()).decode()

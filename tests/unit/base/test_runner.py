@@ -383,6 +383,30 @@ def test_forgetting_leaves_a_running_operation_alone(operations, tmp_path):
     assert operations.status("join") is None
 
 
+def test_operations_that_exclude_each_other_do_not_run_beside_each_other(operations, tmp_path):
+    argv = counting(tmp_path, f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done")
+    operations.start_or_attach("join", argv, timeout=10, wait=False)
+    with pytest.raises(Refused) as caught:
+        operations.start_or_attach("reset", ["true"], timeout=1, excludes=["create", "join"])
+    assert caught.value.code == "OPERATION_CONFLICT"
+    assert operations.status("reset") is None
+    assert operations.start_or_attach("reset", ["true"], timeout=10, excludes=["create"]).rc == 0
+    (tmp_path / "go").touch()
+    operations.start_or_attach("join", argv, timeout=10)
+    assert operations.start_or_attach("reset", ["true"], timeout=10, excludes=["join"]).rc == 0
+
+
+def test_an_end_that_was_acknowledged_is_not_reported_again(operations, tmp_path):
+    argv = counting(tmp_path, "exit 3")
+    operations.start_or_attach("join", argv, timeout=10, wait=False)
+    until(lambda: not operations.status("join").running)
+    first, second = operations.acknowledge("join"), operations.acknowledge("join")
+    assert (first.rc, first.reported, second.reported) == (3, False, True)
+    assert [action["rc"] for action in operations.actions] == [3]
+    assert starts(tmp_path) == 1
+    assert operations.acknowledge("never") is None
+
+
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "A", "x" * 65])
 def test_names_are_no_paths(operations, name):
     with pytest.raises(Refused) as caught:

@@ -446,6 +446,22 @@ def test_a_join_that_ended_while_nobody_looked_is_waited_for_and_not_repeated(ma
     assert (result["state"], result["changed"]) == ("member", False)
 
 
+def test_a_join_of_long_ago_does_not_make_leftovers_a_join_under_way(make):
+    world = make(ClusterJoin)
+    world.operations.records["join"] = ended(0, reported=True)
+    (world.root / "etc" / "old").write_text("x")
+    assert codes(world.call()) == ["LEFTOVER"]
+
+
+def test_a_join_that_somebody_else_waited_for_is_acknowledged_and_never_started_again(make):
+    world = make(ClusterJoin)
+    world.effect("", [])
+    world.operations.records["join"] = ended(0)
+    result = world.call(peer="198.51.100.11").result
+    assert (result["changed"], result["state"]) == (False, "member")
+    assert world.operations.records["join"].reported and world.operations.started == []
+
+
 def test_a_pending_approval_is_a_state_and_goes_on(make):
     world = make(ClusterJoin)
     world.operations = Lasting(effect=None)
@@ -459,20 +475,19 @@ def test_a_pending_approval_is_a_state_and_goes_on(make):
     assert len(world.operations.started) == 1
 
 
-def test_a_vendor_command_that_fails_for_want_of_approval_is_the_same_state(make, monkeypatch):
+def test_a_vendor_command_that_fails_for_want_of_approval_is_the_same_state(make):
     world = make(ClusterJoin)
-    world.operations = FakeOperations(ends={"join": 3})
-    monkeypatch.setattr(FakeOperations, "words", "join request pending", raising=False)
-    original = FakeOperations.start_or_attach
 
-    def failing(self, name, argv, **options):
-        result = original(self, name, argv, **options)
-        self.records[name] = ended(3, "join request pending")
-        return result if options.get("wait") is False else self.records[name]
+    class Failing(FakeOperations):
+        def start_or_attach(self, name, argv, **options):
+            result = super().start_or_attach(name, argv, **options)
+            self.records[name] = ended(3, "join request pending")
+            return result
 
-    monkeypatch.setattr(FakeOperations, "start_or_attach", failing)
+    world.operations = Failing()
     result = world.call().result
     assert (result["state"], result["vendor_words"]) == ("awaiting_approval", "join request pending")
+    assert len(world.operations.started) == 1
 
 
 def test_a_join_that_takes_too_long_tells_the_last_state(make):
