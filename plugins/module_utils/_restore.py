@@ -51,7 +51,7 @@ def filled_steps(
     filled = [(step["name"], fill_template(step["argv"], values, name=step["name"], article=ARTICLE)) for step in steps]
     if not any("{archive}" in word or "{directory}" in word for step in steps for word in step["argv"]):
         raise Refused(
-            "No step uses {archive} or {directory}, so these steps would restore nothing that was chosen.",
+            "No step uses the placeholder archive or directory, so these steps would restore nothing that was chosen.",
             "TEMPLATE_PLACEHOLDER",
             f"Read the vendor article '{ARTICLE}' and put the placeholder where the backup belongs.",
         )

@@ -111,6 +111,6 @@ def _witness(host: str, result: t.Mapping[str, t.Any]) -> Witness:
 def _party(entry: t.Mapping[str, t.Any]) -> Party:
     return Party(
         str(entry["name"]),
-        tuple(str(address).split("/")[0] for address in entry.get("addresses") or ()),
+        tuple(str(address).partition("/")[0] for address in entry.get("addresses") or ()),
         str(entry["host_id"]) if entry.get("host_id") else None,
     )
