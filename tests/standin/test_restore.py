@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from standin import backup, db, faults, node, restore
+from standin import backup, cassandra, db, faults, node, restore
 
 SCHEMA = "".join(f"{statement};\n\n" for statement in db.schema_cql({"dc1": 1, "dc2": 2, "dc3": 1}))
 
@@ -120,6 +121,55 @@ def test_what_is_delivered_is_read_back_in_either_form(tmp_path: Path, as_direct
     assert {name: len(parts) for name, parts in tables.items()} == {"security_objects": 2, "sealed_copies": 2}
     restore.clean(tables["sealed_copies"][0])
     assert [path.name for path in tables["sealed_copies"][0].iterdir()] == ["nb-1-big-Data.db"]
+
+
+# Where Cassandra 5.0 looks for the files of a table (Directories and Descriptor, LEGACY_SSTABLE_DIR_PATTERN).
+TAKEN = re.compile(r".*/(\w+)/(\w+)$")
+
+
+@pytest.fixture
+def imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A nodetool that takes what the real one takes, and says nothing of what it leaves."""
+    taken: list[str] = []
+
+    def nodetool(command: str, keyspace: str, table: str, *directories: str) -> str:
+        for directory in directories:
+            place = TAKEN.match(directory)
+            if command == "import" and place and place.groups() == (keyspace, table):
+                for path in Path(directory).iterdir():
+                    path.unlink()
+                taken.append(directory)
+        return ""
+
+    monkeypatch.setattr(cassandra, "nodetool", nodetool)
+    monkeypatch.setattr(restore, "WORK", tmp_path / "work")
+    return taken
+
+
+def test_the_files_of_every_member_are_taken(tmp_path: Path, imports: list[str]) -> None:
+    stage = staged(tmp_path)
+    (stage / "n1").rename(stage / "dc1-n1")
+    tables = restore.find_tables(stage)[1]
+    for table in tables:
+        restore.import_table(table, tables[table])
+    assert len(imports) == 4
+
+
+def test_files_that_the_database_leaves_are_noticed(
+    tmp_path: Path, imports: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cassandra, "nodetool", lambda *arguments: "")
+    tables = restore.find_tables(staged(tmp_path))[1]
+    with pytest.raises(node.StandinError, match="did not take all files of sealed_copies"):
+        restore.import_table("sealed_copies", tables["sealed_copies"])
+
+
+def test_a_backup_of_the_audit_log_alone_is_no_backup_of_the_database(tmp_path: Path) -> None:
+    stage = staged(tmp_path)
+    for member in ("n1", "n2"):
+        (stage / member / "sealed_copies").rename(stage / member / "audit_log")
+    with pytest.raises(node.StandinError, match="no sealed copies"):
+        restore.find_tables(stage)
 
 
 @pytest.mark.parametrize("fault", ["backup-zero-bytes", "backup-truncated"])

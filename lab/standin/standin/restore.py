@@ -91,6 +91,10 @@ def find_tables(root: Path) -> tuple[str, dict[str, list[Path]]]:
         tables.setdefault(directory.name, []).append(directory)
     if not tables:
         raise node.StandinError("stand-in: this is no backup: it holds no tables")
+    if "sealed_copies" not in tables:
+        raise node.StandinError(
+            "stand-in: this is no backup of the database: it holds no sealed copies of a master key"
+        )
     return schemas[0].read_text(encoding="utf-8"), tables
 
 
@@ -170,12 +174,16 @@ def import_table(table: str, directories: list[Path]) -> None:
     parts = []
     for number, directory in enumerate(directories):
         clean(directory)
-        # The database silently finds nothing in a directory whose last parts are not KEYSPACE/TABLE.
+        # The database silently finds nothing in a directory whose last parts are not KEYSPACE/TABLE, both of letters,
+        # digits and underscores only (SSTable descriptor patterns of Cassandra 5.0): a node's name has a dash.
         part = WORK / "import" / str(number) / db.KEYSPACE / table
         part.parent.mkdir(parents=True, exist_ok=True)
         directory.rename(part)
         parts.append(str(part))
     cassandra.nodetool("import", db.KEYSPACE, table, *parts)
+    left = [part for part in parts if list(Path(part).glob("*-Data.db"))]
+    if left:
+        raise node.StandinError(f"stand-in: the database did not take all files of {table}: {', '.join(left)}")
     print(f"stand-in: {table}: {len(directories)} parts loaded", flush=True)
 
 
