@@ -143,7 +143,7 @@ def runs(shell, operation):
 def decide(shell, host, heard):
     """All reasons against it, and the soft ones that were accepted."""
     params = shell.params
-    me = Party(host.name, tuple(host.addresses))
+    me = Party(host.name, tuple(host.addresses), heard.host_id_of(host.name))
     reader = _cluster.ClusterReader(shell.runner, params["kubeconfig"])
     api = _cluster.api_of(params, host.addresses)
     standing, why, cluster = _cluster.own_standing(reader, params["kubeconfig"], me, params["state_paths"], api)

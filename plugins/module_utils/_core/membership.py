@@ -149,20 +149,20 @@ def _reset_removed(case: ResetCase) -> list[Reason]:
 
 
 def _majority_reasons(subject: Party, heard: Testimony, witnesses: t.Sequence[Witness]) -> list[Reason]:
-    """A majority of the recorded members must have been asked. Without a record: of all that the witnesses list."""
+    """A majority of the recorded members must have been asked. Without a record: of all that the witnesses list.
+
+    The subject itself is left out: it cannot testify, and a removal is often not recorded yet when its node is reset.
+    """
     recorded = heard.recorded_members
     if not recorded:
         for witness in witnesses:
             recorded += [entry for entry in witness.listed if not any(entry.is_same_as(known) for known in recorded)]
-    asked = [
-        member
-        for member in recorded
-        if not member.is_same_as(subject) and any(member.is_same_as(witness.party) for witness in witnesses)
-    ]
+    recorded = [member for member in recorded if not member.is_same_as(subject)]
+    asked = [member for member in recorded if any(member.is_same_as(witness.party) for witness in witnesses)]
     needed = quorum.needed(len(recorded))
     if recorded and len(asked) >= needed:
         return []
-    silent = [member.name for member in recorded if member not in asked and not member.is_same_as(subject)]
+    silent = [member.name for member in recorded if member not in asked]
     return [
         Reason(
             "TOO_FEW_WITNESSES",

@@ -66,6 +66,13 @@ class Testimony:
         """The member set that was last recorded."""
         return [_party(entry) for entry in (self.ledger or {}).get("members", []) if isinstance(entry, dict)]
 
+    def host_id_of(self, name: str) -> str | None:
+        """The database's host id of a node when it joined, as recorded."""
+        joins = (self.ledger or {}).get("joins")
+        joined = joins.get(name) if isinstance(joins, dict) else None
+        value = joined.get("host_id") if isinstance(joined, dict) else None
+        return str(value) if value else None
+
     @property
     def production_fingerprint(self) -> str | None:
         """The fingerprint of the generation that serves, as recorded."""

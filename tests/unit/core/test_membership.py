@@ -102,6 +102,16 @@ def test_being_out_is_enough(standing):
     assert removed(membership=standing) == []
 
 
+def test_a_removal_that_is_not_recorded_yet_does_not_lock_out():
+    assert removed(testimony=Testimony((witness(N1), witness(N3)), record(N1, N2, N3, DR))) == []
+
+
+def test_the_host_id_of_a_join_is_found_in_the_ledger():
+    heard = Testimony((), record(N1, joins={"dr1": {"host_id": "id-dr"}, "dr2": {}, "dr3": None}))
+    assert [heard.host_id_of(name) for name in ("dr1", "dr2", "dr3", "dr4")] == ["id-dr", None, None, None]
+    assert Testimony().host_id_of("dr1") is None
+
+
 def test_an_unreadable_fingerprint_does_not_lock_out():
     assert removed(fingerprint=None) == []
 
@@ -129,7 +139,8 @@ def test_an_unreadable_fingerprint_does_not_lock_out():
             {"testimony": Testimony((witness(N1), witness(N2, membership="leftover")), record(N1, N2, N3))},
             "TOO_FEW_WITNESSES",
         ),
-        ({"testimony": Testimony((witness(N1), witness(N2)), record(N1, N2, N3, DR))}, "TOO_FEW_WITNESSES"),
+        ({"testimony": Testimony((witness(N1),), record(N1, N2, N3, DR))}, "TOO_FEW_WITNESSES"),
+        ({"testimony": Testimony((witness(DR),), record(DR))}, "TOO_FEW_WITNESSES"),
         (
             {"testimony": Testimony((witness(N1, listed=(N1, N2, N3, DR)), witness(N2)), record(N1, N2, N3))},
             "STILL_LISTED",
