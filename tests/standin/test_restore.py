@@ -281,8 +281,8 @@ def test_a_detached_backup_reports_when_it_began_and_goes_on(tmp_path: Path) -> 
         mark.write_text("done")
 
     assert backup.detach(work, 10) == "begun"
-    for _ in range(500):
-        if mark.exists():
+    for _ in range(1000):
+        if mark.exists() and mark.read_text():
             break
         threading.Event().wait(0.01)
     assert mark.read_text() == "done"
