@@ -130,7 +130,7 @@ def test_f11_a_stalled_link_is_given_up(site: Site, proxy: Callable[..., Proxy],
     source = site.sshd.login(path=f"{site.source}/*", port=link.port, known_hosts=str(hosts))
     started = time.monotonic()
     with pytest.raises(DsmError) as caught:
-        site.run(sources=[source], stall_timeout=0.3, connect_timeout=2)
+        site.run(sources=[source], stall_timeout=1)
     wake.set()
     assert [reason.code for reason in caught.value.reasons] == ["STALLED"] and time.monotonic() - started < 60
     assert not site.published() and list((site.cluster / "incoming").iterdir()), "what landed is kept"
