@@ -86,7 +86,7 @@ def local_fingerprint(kubeconfig: str, ca_path: str = _KUBERNETES_CA) -> str | N
 
 
 def read_marker(path: str = TRIAL_MARKER) -> dict[str, t.Any] | None:
-    """The marker of a trial, or None.
+    """The marker of a trial, or None; ``opened`` tells whether clients were led to it since.
 
     :raises Unreadable: there is a marker, but it is not one of ours: nothing may be concluded from it
     """
@@ -101,7 +101,7 @@ def read_marker(path: str = TRIAL_MARKER) -> dict[str, t.Any] | None:
         raise Unreadable(
             f"{path} is not a marker of a trial.", remedy="Look at it by hand, and remove it if it is void."
         )
-    return value
+    return dict(value, opened=bool(value.get("opened")) or bool(present_state([OPENED_MARKER])))
 
 
 def write_private(path: str, text: str) -> None:

@@ -207,7 +207,23 @@ def _reset_own_trial(case: ResetCase) -> list[Reason]:
                 hard=False,
             )
         )
-    if case.opened:
+    told = [
+        witness.host
+        for witness in case.testimony.witnesses
+        if case.fingerprint and witness.fingerprint == case.fingerprint and (witness.marker or {}).get("opened")
+    ]
+    creator = (marker or {}).get("created_on")
+    if creator and all(witness.party.name != creator for witness in case.testimony.witnesses):
+        reasons.append(
+            Reason(
+                "CREATOR_SILENT",
+                f"{creator}, on which this trial was created, did not testify, so nobody can say that it was never "
+                "opened to clients.",
+                "Run cluster_info on it in this play.",
+                hard=False,
+            )
+        )
+    if case.opened or told or (marker or {}).get("opened"):
         reasons.append(
             Reason(
                 "WAS_OPENED",

@@ -82,13 +82,16 @@ def test_an_authority_that_cannot_be_decoded_is_an_error_and_not_none(tmp_path, 
         _node.local_fingerprint(str(tmp_path / "conf"), "/nonexistent")
 
 
-def test_a_marker_survives_and_is_private(tmp_path):
+def test_a_marker_survives_and_is_private(tmp_path, monkeypatch):
+    monkeypatch.setattr(_node, "OPENED_MARKER", str(tmp_path / "opened.json"))
     path = tmp_path / "kmsops" / "trial.json"
     _node.write_marker({"run_id": "r1", "host": "dr1"}, str(path))
-    assert _node.read_marker(str(path)) == {"run_id": "r1", "host": "dr1", "schema": 1}
+    assert _node.read_marker(str(path)) == {"run_id": "r1", "host": "dr1", "schema": 1, "opened": False}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert [found.name for found in path.parent.iterdir()] == ["trial.json"]
+    (tmp_path / "opened.json").touch()
+    assert _node.read_marker(str(path))["opened"] is True
     _node.remove_markers(str(path), str(path))
     assert _node.read_marker(str(path)) is None
 

@@ -305,6 +305,11 @@ def test_a_rollback_host_may_hold_a_trial():
             "IS_PRODUCTION",
         ),
         ({"opened": True}, "WAS_OPENED"),
+        ({"marker": dict(MARKER, opened=True)}, "WAS_OPENED"),
+        (
+            {"testimony": Testimony((witness(S1, listed=(DR, S1), fingerprint=TRIAL, marker={"opened": True}),))},
+            "WAS_OPENED",
+        ),
         ({"own_listed": (DR, N1)}, "NOT_A_TRIAL_HOST"),
         ({"own_listed": (DR, S1), "trial_hosts": ("dr1",)}, "NOT_A_TRIAL_HOST"),
         ({"testimony": Testimony((witness(S1, listed=(S1, N1), fingerprint=TRIAL),))}, "NOT_A_TRIAL_HOST"),
@@ -313,6 +318,15 @@ def test_a_rollback_host_may_hold_a_trial():
 )
 def test_each_thing_alone_forbids_a_reset_of_a_trial(changes, code):
     assert codes(own_trial(**changes), hard=True) == [code]
+
+
+def test_a_host_that_joined_a_trial_wants_to_hear_the_one_that_it_was_created_on():
+    joined = dict(MARKER, created_on="spare1")
+    assert codes(own_trial(marker=joined)) == ["CREATOR_SILENT"]
+    assert codes(own_trial(marker=joined), hard=True) == []
+    still_there = Testimony((witness(S1, listed=(DR, S1), fingerprint=TRIAL, marker=MARKER),))
+    already_clean = Testimony((witness(S1, listed=(), fingerprint=None, membership="none"),))
+    assert own_trial(marker=joined, testimony=still_there) == own_trial(marker=joined, testimony=already_clean) == []
 
 
 def test_not_knowing_production_is_soft():
