@@ -105,7 +105,7 @@ def test_a_module_says_whose_it_is(name: str) -> None:
     lines = source(name).splitlines()
     assert lines[0] == "#!/usr/bin/python"
     header = "\n".join(lines[:8])
-    assert " ".join(("SPDX-License-Identifier:", "GPL-3.0-or-later")) in header
+    assert "-".join(("SPDX", "License", "Identifier: GPL-3.0-or-later")) in header
     assert "GNU General Public License v3.0+" in header
     doc = documents()[name]["doc"]
     assert doc["module"] == name and doc["version_added"] and doc["author"] and doc["short_description"]
