@@ -40,6 +40,8 @@ def daemon_command(base: Path, extra: list[str]) -> list[str]:
         f"-Dcassandra.logdir={base}/log",
         f"-Dcassandra.storagedir={base}/data",
         "-Dcassandra.jmx.local.port=7199",
+        # A node that bootstrapped into its data centre is rebuilt once more when the number of copies grows.
+        "-Dcassandra.reset_bootstrap_progress=true",
         *extra,
         "org.apache.cassandra.service.CassandraDaemon",
     ]
