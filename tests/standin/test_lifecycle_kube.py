@@ -252,7 +252,9 @@ def test_a_held_lock_is_waited_for_and_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("holder", "renewed"), [("dc1-n1/1", "2026-01-02T03:04:05.000000Z"), ("dr1/999999999", kube.micro_now())]
+    ("holder", "renewed"),
+    [("dc1-n1/1", "2026-01-02T03:04:05.000000Z"), ("dr1/999999999", kube.micro_now())],
+    ids=["not renewed for long", "its process is gone"],
 )
 def test_a_forgotten_lock_is_taken_over(holder: str, renewed: str) -> None:
     leases = held_by(holder, renewed)
