@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+import time
 import typing as t
 
 from ._cluster import ClusterReader, own_standing, wait_until
@@ -26,6 +27,8 @@ from ._runner import OperationResult
 OPERATION = "join"
 EXCLUDES = ("create", "reset", "restore")
 _POLL = 2.0
+#: Seconds that a node may stay listed but not whole once the vendor's command has ended badly.
+HALF_DONE_AFTER = 120.0
 
 
 class Joining:
@@ -39,6 +42,7 @@ class Joining:
         self._me = Party(name, (self._host.name, *self._host.addresses))
         self._reader = ClusterReader(shell.runner, self._params["kubeconfig"], timeout=20.0)
         self._accepted: list[Reason] = []
+        self._half_done_since: float | None = None
         self._argv = [
             "sdkms-cluster",
             "join",
@@ -164,7 +168,29 @@ class Joining:
             return True, {"member": member, "cluster": cluster}
         if status is not None and not running and status.rc != 0 and standing != core.MEMBER:
             return True, self._failed(status)
+        self._give_up_when_half_done(status, standing, member)
         return False, {"standing": why, "operation_running": running, "node": member.as_dict() if member else None}
+
+    def _give_up_when_half_done(self, status: OperationResult | None, standing: str, member: Member | None) -> None:
+        """A node that is listed after a join that ended badly may still become whole, but not for ever."""
+        if status is None or status.running or status.rc == 0 or standing != core.MEMBER or member is None:
+            self._half_done_since = None
+            return
+        now = time.monotonic()
+        if self._half_done_since is None:
+            self._half_done_since = now
+        if now - self._half_done_since < HALF_DONE_AFTER:
+            return
+        self._shell.operations.acknowledge(OPERATION)
+        raise CommandFailed(
+            f"sdkms-cluster join ended with exit code {status.rc}. {member.name} is listed in the cluster, but has not "
+            f"become whole for {HALF_DONE_AFTER:g} s: {status.output_tail.strip()[-300:] or 'no output'}",
+            "JOIN_HALF_DONE",
+            "Remove this node on a survivor (cluster_remove), wipe it (cluster_reset because removed), and join again.",
+            rc=status.rc,
+            output_tail=status.output_tail,
+            node=member.as_dict(),
+        )
 
     def _failed(self, ended: OperationResult) -> dict[str, t.Any]:
         self._shell.operations.acknowledge(OPERATION)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils import basic
-from fake_node import commands, nodes_json, witness
+from fake_node import commands, nodes_json, nodetool_status, witness
 from module_run import FakeOperations
 from worlds import (
     DR,
@@ -506,6 +506,35 @@ def test_a_join_that_failed_says_where_to_look(make):
     world.operations = FakeOperations(ends={"join": 1})
     answer = world.call()
     assert (answer.result["error_code"], answer.result["details"]["rc"]) == ("JOIN_FAILED", 1)
+
+
+def test_a_join_that_stopped_half_way_is_given_up_and_says_what_to_do(make):
+    world = make(ClusterJoin)
+    world.operations = FakeOperations(ends={"join": 1}, effect=world.effect)
+    for number in range(4):
+        ring = ("kubectl", "exec", "-n", "default", f"cassandra-{number}", "--", "nodetool", "status")
+        world.answers[ring] = lambda _argv: nodetool_status(world.nodes).replace("UN  203.0.113.11", "UJ  203.0.113.11")
+    for _again in range(2):
+        answer = world.call(timeout=3600)
+        assert answer.result["error_code"] == "JOIN_HALF_DONE"
+        assert (answer.result["details"]["rc"], answer.result["details"]["node"]["ring"]) == (1, "UJ")
+        assert "cluster_remove" in answer.result["remedy"] and "cluster_reset" in answer.result["remedy"]
+    assert len(world.operations.started) == 1
+
+
+def test_a_node_that_becomes_whole_after_a_join_that_ended_badly_is_a_member(make):
+    world = make(ClusterJoin)
+    world.operations = FakeOperations(ends={"join": 1}, effect=world.effect)
+    looks = []
+
+    def ring(_argv):
+        looks.append(1)
+        text = nodetool_status(world.nodes)
+        return text if len(looks) > 20 else text.replace("UN  203.0.113.11", "UJ  203.0.113.11")
+
+    for number in range(4):
+        world.answers[("kubectl", "exec", "-n", "default", f"cassandra-{number}", "--", "nodetool", "status")] = ring
+    assert world.call(timeout=3600).result["state"] == "member"
 
 
 def test_state_decides_and_not_the_exit_code(make):
