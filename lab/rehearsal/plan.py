@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from rehearsal import wheelhouse
+from rehearsal import secrets, wheelhouse
 from rehearsal.commands import CHECKOUT, CommandFailed, Commands, results
 
 PROVE = CHECKOUT / "lab" / "rehearsal" / "prove.yml"
@@ -61,6 +61,7 @@ class Plan:
             Step("expand_cluster", "Let two more nodes join", self.expand),
             Step("open_service", "Open the service under its real name", self.open_service),
             Step("prove", "Decrypt what production encrypted, through every node", self.prove),
+            Step("secrets", "Look for secrets in everything that was written", self.look_for_secrets),
         ]
 
     # The steps
@@ -184,6 +185,19 @@ class Plan:
         if not known["known"] or known["decrypted"] != known["known"]:
             raise NotProven(f"{known['decrypted']} of {known['known']} known ciphertexts could be decrypted")
         return {"nodes": nodes, "canaries": canaries, "known_ciphertexts": known}
+
+    def look_for_secrets(self) -> t.Any:
+        """No password, API key or token in a report, log, record or process list."""
+        texts = secrets.planted(self.commands.secrets)
+        if not texts:
+            raise NotProven("the lab planted no secret, so nothing could have been found")
+        files, found = secrets.in_files(self.commands.logs.parent, texts)
+        hosts = [*self._hosts("dsm_dr_nodes"), *self._hosts("dsm_spare_nodes"), *self._hosts("dsm_store")]
+        for host in hosts:
+            found += secrets.on_host(host, texts)
+        if found:
+            raise NotProven(f"secrets stand in {', '.join(found)}")
+        return {"secrets": len(texts), "files": files, "hosts": hosts, "found": found}
 
     # Helpers
 
