@@ -13,7 +13,7 @@ import typing as t
 
 from rehearsal.commands import LAB
 
-#: Where the product and the host's own services write. config.yaml, where the vendor wants the SCP password, is elsewhere.
+#: Where the product and the host's services write. config.yaml, where the vendor wants the SCP password, is elsewhere.
 HOST_PLACES = ("/var/lib/kmsops", "/var/log", "/srv/dsm-store", "/tmp", "/var/tmp", "/home/administrator")
 JOIN_TOKEN = re.compile(rb"(?<![a-z0-9.])[a-z0-9]{6}\.[a-z0-9]{16}(?![a-z0-9.])")
 SHORTEST = 8

@@ -92,9 +92,7 @@ def find_tables(root: Path) -> tuple[str, dict[str, list[Path]]]:
     if not tables:
         raise node.StandinError("stand-in: this is no backup: it holds no tables")
     if "sealed_copies" not in tables:
-        raise node.StandinError(
-            "stand-in: this is no backup of the database: it holds no sealed copies"
-        )
+        raise node.StandinError("stand-in: this is no backup of the database: it holds no sealed copies")
     return schemas[0].read_text(encoding="utf-8"), tables
 
 
