@@ -233,9 +233,19 @@ def set_replication(
         held = "stand-in/holds-data" in (pod["metadata"].get("annotations") or {})
         if name != leaving and (held or name == joining):
             item = cluster.get(f"/api/v1/nodes/{name}")
-            counted.update(entry["address"] for entry in (item or {}).get("status", {}).get("addresses", ()))
+            addresses = (item or {}).get("status", {}).get("addresses", ())
+            counted.update(entry["address"] for entry in addresses if entry["type"] == "InternalIP")
     store = db.connect(cfg.address, 15.0)
     try:
+        if joining:
+            # A database that has just started may not know the schema and all of the ring yet; going on now would
+            # leave the other members' copies out.
+            node.wait_until(
+                lambda: bool(store.replication()) and counted <= {member.address for member in store.ring()},
+                90,
+                "this database's knowledge of the schema and of every member",
+                0.2,
+            )
         copies = cassandra.replication_for([(member.address, member.datacenter) for member in store.ring()], counted)
         if store.replication() and copies and store.replication() != copies:
             store.set_replication(copies)
