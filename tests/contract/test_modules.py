@@ -135,7 +135,7 @@ def test_examples_could_be_run(name: str) -> None:
         assert checked.error_messages == [], task["name"]
 
 
-def test_documentation_needs_only_ascii_and_names_no_workplace(name: str) -> None:
+def test_source_is_ascii_and_names_neither_the_lab_nor_the_stand_in(name: str) -> None:
     text = source(name)
     assert text.isascii()
     assert not re.search(r"\blab\b|[Ss]tand-in\b", text)
