@@ -95,6 +95,18 @@ def test_no_removed_inserted_or_swapped_line_goes_unseen(
         assert ledger.read(lines(forged)).problems
 
 
+def test_f25_an_earlier_event_rewritten_with_its_own_hash_recomputed_breaks_the_chain() -> None:
+    """Sequence and every hash are right; only the link to the line before tells."""
+    first, second = chain(observed(), shipped(1))
+    forged = ledger.make(
+        None, time=first.time, run_id="another-run", kind=first.kind, subject=first.subject, data=first.data
+    )
+    assert forged.sequence == first.sequence
+    read = ledger.read(lines([forged, second]))
+    assert [event.hash for event in read.events] == [forged.hash]
+    assert [problem.code for problem in read.problems] == ["CHAIN"]
+
+
 def test_f02_an_unfinished_last_line_never_happened() -> None:
     events = chain(observed(), ("joined", "dr1", {}))
     whole = lines(events)
