@@ -1,0 +1,276 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""Retention: which backups go, which stay, and every reason why (law 3). Pure: no I/O, no clock.
+
+Only verified copies count, and the number in the store decides what is newer. Age is measured from one backup to the
+newest verified one, never to the clock on the wall: during an outage of 400 days nothing grows older (F21). Each backup
+is as young as the most generous of the clocks that saw it, and the newest verified one as old as the least generous, so
+that a single wrong clock can only keep more (F17).
+"""
+
+from __future__ import annotations
+
+from typing import Iterable, Mapping, NamedTuple, Sequence
+
+from .strict import Problem, utc_text
+
+OPENS = ("proved", "golden")
+_FOREVER = float("inf")
+
+
+class Item(NamedTuple):
+    """One backup in the store.
+
+    ``verdict`` is ``ok``, ``failed`` or ``unverified``; ``earliest`` and ``latest`` (s) bound its publication by the
+    clocks that saw it; ``holds`` are reasons of its own to stay (pinned, being read, ...); ``opens`` has (node, kind)
+    for each set-aside node that can open it, kind ``proved``, ``golden`` or ``presumed``; ``released`` says that a
+    person gave up its being golden.
+    """
+
+    id: str
+    sequence: int
+    verdict: str
+    bytes: int
+    earliest: float
+    latest: float
+    holds: Sequence[Problem] = ()
+    opens: Sequence[tuple[str, str]] = ()
+    released: bool = False
+
+
+class Policy(NamedTuple):
+    """``keep`` verified copies are never gone below; the other rules may be absent. Times in s, sizes in bytes.
+
+    ``max_copies``: what has so many newer verified copies goes. ``keep_within``: but not what is younger than this.
+    ``max_age``: what is older goes. ``failed_grace``: how long a failed copy waits to be repaired. ``fresh_within``:
+    how long the newest verified copy lets expiry by age go on. ``need``: what must be free for the next backup.
+    """
+
+    keep: int
+    max_copies: int | None = None
+    max_age: float | None = None
+    keep_within: float = 0.0
+    failed_grace: float = 604800.0
+    fresh_within: float = 259200.0
+    need: int = 0
+
+
+class Decision(NamedTuple):
+    """What happens to one backup, and every reason for it; ``age`` (s) as the rules see it, None if unknown."""
+
+    item: Item
+    remove: bool
+    reasons: Sequence[Problem]
+    age: float | None
+
+
+class Plan(NamedTuple):
+    """All decisions, oldest first. ``missing`` bytes stay missing for the next backup; ``next_expiry`` (s) is when the
+    next one goes by age if backups keep coming; ``frozen`` says why expiry by age rests, '' if it does not."""
+
+    decisions: Sequence[Decision]
+    verified: int
+    verified_after: int
+    frozen: str
+    missing: int
+    next_expiry: float | None
+
+    @property
+    def removals(self) -> list[Decision]:
+        """What goes: failed copies first, then oldest first."""
+        chosen = [item for item in self.decisions if item.remove]
+        return sorted(chosen, key=lambda one: (one.item.verdict != "failed", one.item.sequence))
+
+
+def policy_problems(policy: Policy) -> list[Problem]:
+    """What makes a policy dangerous or contradictory; all at once."""
+    problems = []
+    if policy.keep < 1:
+        problems.append(Problem("KEEP_NOTHING", f"keep is {policy.keep}: at least 1 verified copy must stay"))
+    if policy.max_copies is not None and policy.max_copies < policy.keep:
+        problems.append(
+            Problem("BAD_POLICY", f"max_copies ({policy.max_copies}) is less than keep ({policy.keep}): nothing fits")
+        )
+    if policy.max_age is not None and not 0 < policy.max_age < _FOREVER:
+        problems.append(Problem("BAD_POLICY", f"max_age is {policy.max_age:g} s: give a positive time or leave it out"))
+    for name in ("keep_within", "failed_grace", "fresh_within", "need"):
+        if not 0 <= getattr(policy, name) < _FOREVER:
+            problems.append(Problem("BAD_POLICY", f"{name} is {getattr(policy, name):g}: it cannot be negative"))
+    return problems
+
+
+def bounds(published: float, source_skew: float | None) -> tuple[float, float]:
+    """Earliest and latest time of a publication; ``source_skew`` (s) is how far the source's clock was ahead."""
+    other = published + (source_skew or 0.0)
+    return min(published, other), max(published, other)
+
+
+def plan(
+    items: Iterable[Item], policy: Policy, *, now: float, free: int, members: frozenset[str] = frozenset()
+) -> Plan:
+    """Decide about every item. ``free`` bytes are free now; ``members`` are nodes that are no set-aside nodes now.
+
+    Precondition: :class:`policy_problems` found nothing.
+    """
+    newest_first = sorted(items, key=lambda item: item.sequence, reverse=True)
+    guards, newer = _guards(newest_first, policy.keep, members)
+    ages, frozen = _ages(newest_first, policy, now)
+    going: dict[str, list[Problem]] = {}
+    for item in newest_first:
+        if not guards[item.id]:
+            reasons = _rules(item, policy, newer[item.id], ages[item.id], frozen)
+            if reasons:
+                going[item.id] = reasons
+    missing = _make_room(newest_first, policy.need - free, guards, going)
+    verified = sum(item.verdict == "ok" for item in newest_first)
+    decisions = []
+    for item in reversed(newest_first):
+        remove = item.id in going
+        reasons = going[item.id] if remove else guards[item.id] or _staying(item, policy, newer[item.id], frozen)
+        age = ages[item.id]
+        decisions.append(Decision(item, remove, reasons, age if abs(age) != _FOREVER else None))
+    return Plan(
+        decisions=decisions,
+        verified=verified,
+        verified_after=verified - sum(one.remove and one.item.verdict == "ok" for one in decisions),
+        frozen=frozen,
+        missing=missing,
+        next_expiry=_next_expiry(decisions, policy, ages, frozen, now),
+    )
+
+
+def _guards(
+    newest_first: Sequence[Item], keep: int, members: frozenset[str]
+) -> tuple[dict[str, list[Problem]], dict[str, int]]:
+    """What never goes whatever the rules say, and how many verified copies are newer than each item.
+
+    Of the newest ``keep`` verified, not failed, and any copies all stay: a copy that nobody verified yet may be the
+    best one, and a verifier that is wrong about everything must not empty the store.
+    """
+    guards: dict[str, list[Problem]] = {}
+    newer: dict[str, int] = {}
+    verified = sound = 0
+    for count, item in enumerate(newest_first):
+        found = list(item.holds)
+        newer[item.id] = verified
+        if item.verdict == "ok" and verified < keep:
+            found.append(Problem("FLOOR", f"one of the {keep} newest verified copies"))
+        elif item.verdict != "failed" and sound < keep:
+            found.append(Problem("UNVERIFIED", f"one of the {keep} newest copies, and nobody verified it yet"))
+        elif count < keep:
+            found.append(Problem("NEWEST", f"one of the {keep} newest copies, although it failed"))
+        verified += item.verdict == "ok"
+        sound += item.verdict != "failed"
+        guards[item.id] = found
+        if item.verdict != "failed" and not item.released:
+            found.extend(
+                Problem("GOLDEN", f"{kind} for {node}, which is set aside")
+                for node, kind in item.opens
+                if kind in OPENS and node not in members
+            )
+    for (node, _sure), item in _last_pairs(newest_first).items():
+        guards[item.id].append(Problem("LAST_PAIR", f"the newest that {node} can open"))
+    return guards, newer
+
+
+def _last_pairs(newest_first: Sequence[Item]) -> Mapping[tuple[str, bool], Item]:
+    """The newest copy for each node that it can surely open, and that it presumably can; the best verdict wins."""
+    best: dict[tuple[str, bool], Item] = {}
+    for verdict in ("ok", "unverified", "failed"):
+        for item in newest_first:
+            if item.verdict == verdict:
+                for node, kind in item.opens:
+                    best.setdefault((node, kind in OPENS), item)
+    return best
+
+
+def _ages(newest_first: Sequence[Item], policy: Policy, now: float) -> tuple[dict[str, float], str]:
+    """Age of each item when the newest verified one was published, and why expiry by age rests ('' if it does not).
+
+    An item counts from when it was superseded: from the second smallest time of itself and all newer ones, which one
+    publication under a slow clock cannot move, or from its own time if that is later.
+    """
+    reference = next((min(item.earliest, now) for item in newest_first if item.verdict == "ok"), None)
+    smallest = second = _FOREVER
+    ages: dict[str, float] = {}
+    for item in newest_first:
+        if item.latest < smallest:
+            smallest, second = item.latest, smallest
+        elif item.latest < second:
+            second = item.latest
+        since = item.latest if second == _FOREVER else max(item.latest, second)
+        ages[item.id] = -_FOREVER if reference is None else reference - since
+    if reference is None:
+        return ages, "nothing in the store is verified"
+    if now - reference > policy.fresh_within:
+        return ages, f"nothing new was verified since {utc_text(reference)}"
+    return ages, ""
+
+
+def _rules(item: Item, policy: Policy, newer: int, age: float, frozen: str) -> list[Problem]:
+    """Why an item without guards goes by count or age; empty: it does not."""
+    reasons = []
+    old_enough = not policy.keep_within or age >= policy.keep_within
+    if policy.max_copies is not None and newer >= policy.max_copies and old_enough:
+        reasons.append(Problem("COUNT", f"{newer} verified copies are newer, {policy.max_copies} are wanted"))
+    if frozen or newer < policy.keep:
+        return reasons
+    if policy.max_age is not None and age > policy.max_age:
+        reasons.append(Problem("AGE", f"{age:.0f} s older than the newest verified copy, {policy.max_age:.0f} allowed"))
+    if item.verdict == "failed" and age > policy.failed_grace:
+        reasons.append(Problem("FAILED", f"it failed verification, and {newer} verified copies are newer"))
+    return reasons
+
+
+def _make_room(
+    newest_first: Sequence[Item],
+    wanted: int,
+    guards: Mapping[str, Sequence[Problem]],
+    going: dict[str, list[Problem]],
+) -> int:
+    """Add what must go so that ``wanted`` more bytes are free, failed copies first, then oldest first.
+
+    Nothing is added if all of it would not be enough: that would cost history and help nobody. Returns what is missing.
+    """
+    wanted -= sum(item.bytes for item in newest_first if item.id in going)
+    if wanted <= 0:
+        return 0
+    surplus = [item for item in newest_first if item.bytes and not guards[item.id] and item.id not in going]
+    available = sum(item.bytes for item in surplus)
+    if available < wanted:
+        return wanted - available
+    for item in sorted(surplus, key=lambda one: (one.verdict != "failed", one.sequence)):
+        if wanted <= 0:
+            break
+        going[item.id] = [Problem("SPACE", f"{wanted} bytes are missing for the next backup")]
+        wanted -= item.bytes
+    return 0
+
+
+def _staying(item: Item, policy: Policy, newer: int, frozen: str) -> list[Problem]:
+    """Why an item that nothing guards stays nevertheless."""
+    reasons = []
+    if frozen:
+        reasons.append(Problem("FROZEN", f"expiry by age rests: {frozen}"))
+    if newer < policy.keep:
+        reasons.append(Problem("FEW_VERIFIED", f"only {newer} verified copies are newer, {policy.keep} must be"))
+    return reasons or [Problem("WANTED", "no rule asks for it to go")]
+
+
+def _next_expiry(
+    decisions: Sequence[Decision], policy: Policy, ages: Mapping[str, float], frozen: str, now: float
+) -> float | None:
+    """When the next copy would go by age, were backups to keep coming (s)."""
+    if policy.max_age is None or frozen:
+        return None
+    passing = {"FLOOR", "UNVERIFIED", "NEWEST", "FEW_VERIFIED", "WANTED"}
+    waiting = [
+        policy.max_age - ages[one.item.id]
+        for one in decisions
+        if not one.remove and all(reason.code in passing for reason in one.reasons)
+    ]
+    return now + max(0.0, min(waiting)) if waiting else None
