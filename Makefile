@@ -21,7 +21,7 @@ export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export ANSIBLE_HOME := $(CURDIR)/build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help venv rehearsal test check lint types units contract reuse sanity integration stories lab lab-build lab-down lab-selftest lock clean
+.PHONY: help venv rehearsal test check lint types units contract reuse sanity integration stories lab lab-build lab-down lab-selftest bench lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -84,6 +84,9 @@ lab-down: venv ## Take the rehearsal site down; leaves nothing behind
 
 lab-selftest: venv lab-build ## The lab proves its own promises
 	@$(LAB) selftest
+
+bench: venv ## Shipping against scp, sftp, rsync, lftp and rclone on five links (ONLY=lan: one; root; see bench/README.md)
+	@bench/bench --only "$(ONLY)" $(ARGS)
 
 lock: venv ## Make requirements/dev.txt anew from requirements/dev.in
 	$(BIN)/python -m pip install --quiet 'pip==24.2' pip-tools

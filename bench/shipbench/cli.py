@@ -1,0 +1,351 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command: what is asked for, what must be there, and a world of its own in which all of it happens."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from shipbench import files, local, peers, report, system
+from shipbench.ends import End
+from shipbench.errors import BenchError
+from shipbench.goals import ROUNDS, SIZE, Results
+from shipbench.links import LINKS
+from shipbench.ours import Modules
+from shipbench.report import Rows
+from shipbench.session import Plan, Session
+from shipbench.wire import compile_emulator, netem_works
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+OUTPUT = CHECKOUT / "build" / "bench"
+LOCAL = ("verify", "catalogue")
+MIB = 1 << 20
+LOCK = "\0kmsops-bench"
+SYSTEM = {
+    "ip": "iproute2",
+    "tc": "iproute2",
+    "sysctl": "procps",
+    "nsenter": "util-linux",
+    "gcc": "gcc",
+    "openssl": "openssl",
+}
+QUIET_FOR, QUIET_WITHIN = 2.0, 60.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asked for."""
+
+    only: tuple[str, ...]
+    rounds: int
+    size: int
+    seed: int
+    tools: tuple[str, ...]
+    workers: int | None
+    install: bool
+    busy: bool
+
+    @property
+    def links(self) -> list[str]:
+        """Names of the links to be measured."""
+        return [name for name in LINKS if name in self.only]
+
+    @property
+    def smoke(self) -> bool:
+        """Whether no goal can be judged by it."""
+        return self.rounds < ROUNDS or self.size < SIZE
+
+
+def parse(arguments: Sequence[str]) -> Asked:
+    """The arguments; anything that cannot be meant ends with usage and exit code 2."""
+    parser = argparse.ArgumentParser(prog="bench", description="Shipping against its peers. See bench/README.md.")
+    everything = [*LINKS, *LOCAL]
+    tools = [peer.name for peer in peers.PEERS]
+    parser.add_argument("--only", default="", help=f"what to measure, comma separated: {', '.join(everything)}")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds on each link (default %(default)s)")
+    parser.add_argument("--size", type=int, default=SIZE // MIB, help="size of the file in MiB (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the order within rounds (default %(default)s)")
+    parser.add_argument("--tools", default="", help=f"peers, comma separated (default all): {', '.join(tools)}")
+    parser.add_argument("--workers", type=int, help="option workers of backup_ship (default: its own)")
+    parser.add_argument(
+        "--no-install", action="store_true", help="install nothing; absent peers are reported as absent"
+    )
+    parser.add_argument("--busy", action="store_true", help="measure although the machine is busy; runs are marked")
+    given = parser.parse_args(list(arguments))
+    only = tuple(name for name in given.only.split(",") if name) or tuple(everything)
+    chosen = tuple(name for name in given.tools.split(",") if name) or tuple(tools)
+    for name, known in [*((name, everything) for name in only), *((name, tools) for name in chosen)]:
+        if name not in known:
+            parser.error(f"{name!r} is none of {', '.join(known)}")
+    if given.rounds < 1 or given.size < 1:
+        parser.error("rounds and size must be 1 or more")
+    return Asked(
+        only, given.rounds, given.size * MIB, given.seed, chosen, given.workers, not given.no_install, given.busy
+    )
+
+
+def say(text: str) -> None:
+    """A line for the person who watches."""
+    print(text, flush=True)
+
+
+# -- outside ----------
+def main(arguments: Sequence[str]) -> int:
+    """The whole command; exit code 0, or 1 when it could not go on, 130 when it was interrupted."""
+    asked = parse(arguments)
+    try:
+        with only_one():
+            return outside(asked)
+    except BenchError as error:
+        sys.stderr.write(f"bench: {error.message}" + (f" What to do: {error.remedy}" if error.remedy else "") + "\n")
+        return 1
+
+
+@contextlib.contextmanager
+def only_one() -> Any:
+    """One bench a machine: two would measure each other. The kernel gives the name back whatever happens to us."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
+        try:
+            lock.bind(LOCK)
+        except OSError:
+            raise BenchError("Another bench runs on this machine.", "Wait for it to end.") from None
+        yield
+
+
+def outside(asked: Asked) -> int:
+    """Prepare what must be prepared in the machine's own world, then start another one and wait for it."""
+    if os.geteuid() != 0:
+        raise BenchError("Networks of its own need root.", "Run it as root.")
+    need = 4 * asked.size + 512 * MIB
+    if system.available_memory() < need:
+        raise BenchError(f"{need // MIB} MiB of free memory are needed: files lie in memory.", "Give --size less.")
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(OUTPUT / "disk", ignore_errors=True)
+    for name in ("summary.json", "table.txt", "results.jsonl"):
+        (OUTPUT / name).unlink(missing_ok=True)
+    chosen = [peer for peer in peers.PEERS if peer.name in asked.tools]
+    if asked.install:
+        prepare_system(chosen if asked.links else [])
+    emulator = compile_emulator(CHECKOUT / "bench" / "wan.c", OUTPUT) if asked.links else OUTPUT
+    if not asked.busy and not asked.smoke:
+        await_quiet()
+    sys.stdout.flush()
+    parent = os.getpid()
+    system.new_process_namespace()
+    child = os.fork()
+    if child == 0:
+        become_inside(asked, chosen, emulator, parent)
+    return wait_for(child)
+
+
+def prepare_system(chosen: Sequence[peers.Peer]) -> None:
+    """Install what is missing, with a word about it."""
+    missing = {package for command, package in SYSTEM.items() if shutil.which(command) is None}
+    if "gcc" in missing:
+        missing.add("libc6-dev")
+    if shutil.which("sshd", path="/usr/sbin:/usr/local/sbin") is None:
+        missing.add("openssh-server")
+    if missing:
+        done = subprocess.run([str(CHECKOUT / "requirements" / "system"), *sorted(missing)], check=False, timeout=900)
+        if done.returncode != 0:
+            raise BenchError(f"Debian packages are missing: {' '.join(sorted(missing))}", "Install them by hand.")
+    peers.install(chosen, CHECKOUT)
+
+
+def await_quiet() -> None:
+    """Wait a while for the machine to become quiet. Raises BenchError if it does not."""
+    end = time.monotonic() + QUIET_WITHIN
+    while True:
+        before = system.machine_busy()
+        time.sleep(QUIET_FOR)
+        share = (system.machine_busy() - before) / QUIET_FOR / (os.cpu_count() or 1)
+        if share <= report.BUSY:
+            return
+        if time.monotonic() > end:
+            raise BenchError(
+                f"Something else uses {share:.0%} of this machine's processors.",
+                "Let it end, or say --busy to have busy runs marked (ratios then mean less).",
+            )
+
+
+def wait_for(child: int) -> int:
+    """Hand signals on once, and wait for the other world to end."""
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, hand_on)
+    _pid, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+# -- inside ----------
+def become_inside(asked: Asked, chosen: Sequence[peers.Peer], emulator: Path, parent: int) -> NoReturn:
+    """Body of the child, PID 1 of its world. When it or its parent ends, the kernel ends everything in it."""
+    code = 1
+    try:
+        os.setsid()
+        system.die_with_parent()
+        outer = system.network_of()
+        system.new_world()
+        if os.getpid() != 1 or system.network_of() == outer:
+            raise BenchError(f"No world of its own could be made (started by process {parent}).")
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, interrupted)
+        code = inside(asked, chosen, emulator)
+    except KeyboardInterrupt:
+        code = 130
+    except BenchError as error:
+        sys.stderr.write(f"bench: {error.message} {error.remedy}\n")
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def interrupted(_number: int, _frame: FrameType | None) -> None:
+    """The first signal ends the measurement, and what was measured is written; later ones change nothing about that."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def inside(asked: Asked, chosen: Sequence[peers.Peer], emulator: Path) -> int:
+    """Everything that is measured, and the reports of it whatever happens."""
+    system.mount("tmpfs", "/run", "tmpfs", f"mode=0755,size={4 * asked.size + 256 * MIB}")
+    scratch = Path("/run/kmsops-bench")
+    (scratch / "home").mkdir(parents=True)
+    # What a login shell of this machine does at the server's end is none of a tool's business.
+    system.hide(os.path.join(pwd.getpwuid(os.geteuid()).pw_dir, ".bashrc"))
+    disk = OUTPUT / "disk"
+    results = Results(rounds=asked.rounds, size=asked.size)
+    facts = machine_facts(asked, chosen)
+    rows = Rows(OUTPUT / "results.jsonl")
+    rows.add({"kind": "facts", **facts})
+    complete = False
+    try:
+        disk.mkdir(mode=0o700)
+        modules = Modules(CHECKOUT / "build" / "collections", scratch)
+        if asked.links:
+            measure_links(asked, chosen, emulator, scratch, modules, results, rows, facts)
+        for name in LOCAL:
+            if name in asked.only:
+                measure_local(name, modules, disk, scratch, results, rows, asked.seed)
+                write(results, rows, facts, complete=False)
+        complete = True
+    except KeyboardInterrupt:
+        say("Interrupted: what was measured is written, marked incomplete.")
+        raise
+    finally:
+        shutil.rmtree(disk, ignore_errors=True)
+        write(results, rows, facts, complete=complete)
+        rows.close()
+    say((OUTPUT / "table.txt").read_text(encoding="utf-8"))
+    say(f"Written: {OUTPUT}/results.jsonl, table.txt, summary.json")
+    return 0
+
+
+def measure_links(
+    asked: Asked,
+    chosen: Sequence[peers.Peer],
+    emulator: Path,
+    scratch: Path,
+    modules: Modules,
+    results: Results,
+    rows: Rows,
+    facts: dict[str, Any],
+) -> None:
+    """Every link that was asked for; one that cannot be used does not keep the others from being measured."""
+    source, store = (End(name, scratch).make() for name in ("source", "store"))
+    present = [peer for peer in chosen if facts["peers"][peer.name]]
+    plan = Plan(
+        rounds=asked.rounds,
+        size=asked.size,
+        seed=asked.seed,
+        smoke=asked.smoke,
+        workers=asked.workers,
+        peers=present,
+        absent=[peer.name for peer in peers.PEERS if peer not in present],
+        file=scratch / "backup.bin",
+        digest=files.make_file(scratch / "backup.bin", asked.size, asked.seed),
+        scratch=scratch,
+        package=CHECKOUT / "bench",
+        modules=modules,
+        emulator=emulator,
+        netem=netem_works(source),
+    )
+    for name in asked.links:
+        session = Session(plan, LINKS[name], source, store, rows, say)
+        results.links[name] = session.result
+        try:
+            session.play(lambda: write(results, rows, facts, complete=False))
+        except BenchError as error:
+            say(f"  {name}: {error.message} {error.remedy}")
+            session.result.off.append(error.message)
+        write(results, rows, facts, complete=False)
+    (scratch / "backup.bin").unlink()
+    shutil.rmtree(scratch / "work", ignore_errors=True)
+
+
+def measure_local(
+    name: str, modules: Modules, disk: Path, scratch: Path, results: Results, rows: Rows, seed: int
+) -> None:
+    """A measurement without a link; its failure is told in the summary and does not end the bench."""
+    try:
+        if name == "verify":
+            local.at_rest(modules, disk, scratch, results, rows, seed, say)
+        else:
+            local.catalogue(modules, scratch, results, rows, say)
+    except BenchError as error:
+        say(f"  {name}: {error.message} {error.remedy}")
+        results.failed.setdefault(name, []).append(error.message)
+
+
+def write(results: Results, rows: Rows, facts: dict[str, Any], *, complete: bool) -> None:
+    """Table and summary of what is known by now; a reader never sees half of one."""
+    report.fill(results, rows)
+    facts["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    report.write(OUTPUT, results, rows, facts, complete=complete)
+
+
+def machine_facts(asked: Asked, chosen: Sequence[peers.Peer]) -> dict[str, Any]:
+    """What a reader must know of the machine and of the tools; a peer that is absent has no version."""
+    commit = subprocess.run(
+        ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": commit.stdout.strip(),
+        "kernel": platform.release(),
+        "processors": os.cpu_count(),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+        "only": list(asked.only),
+        "seed": asked.seed,
+        "workers": asked.workers,
+        "peers": {peer.name: peers.version(peer) if peer in chosen else "" for peer in peers.PEERS},
+    }

@@ -1,0 +1,175 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What needs no link: verifying what is at rest, and a catalogue of ten thousand backups."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shipbench import ends, files, ours
+from shipbench.errors import BenchError
+from shipbench.figures import shuffled
+from shipbench.goals import Results
+from shipbench.ours import CLUSTER_ID, FINGERPRINT, Modules
+from shipbench.report import Rows
+
+#: Backups of the size asked for that are verified together, so that starting a process weighs little.
+AT_REST = 4
+CATALOGUE = 10_000
+LIMIT = 1800.0
+
+Say = Callable[[str], None]
+
+
+def run_module(
+    modules: Modules, name: str, options: Mapping[str, Any], *, check: bool = False
+) -> tuple[dict[str, Any], float]:
+    """Run a module here; its result and how long its process took (s). Raises BenchError when it failed."""
+    output = modules.scratch / f"{name}.result"
+    argv = modules.argv(name, options, check=check)
+    started = time.monotonic()
+    pid = ends.start(argv, output=output, environment=modules.environment)
+    if not ends.wait(pid, LIMIT, LIMIT, lambda: None):
+        os.kill(pid, 9)
+    seconds = time.monotonic() - started
+    os.waitpid(pid, 0)
+    return ours.parse_result(output.read_text(encoding="utf-8", errors="replace")), seconds
+
+
+def _local_source(path: Path) -> dict[str, Any]:
+    return {"cluster": {"fingerprint": FINGERPRINT}, "sources": [{"path": str(path)}], "run_id": "bench"}
+
+
+class AtRest:
+    """backup_verify against reading the same files and hashing as much, all in shuffled rounds, from a cold cache."""
+
+    def __init__(self, modules: Modules, disk: Path, scratch: Path, size: int) -> None:
+        self._modules, self._disk, self._scratch, self._size = modules, disk, scratch, size
+
+    def prepare(self) -> None:
+        """Publish the backups, from a drop box in memory into a store on the disk."""
+        store = self._disk / "store"
+        store.mkdir(mode=0o700)
+        drop_box = self._scratch / "drop-box"
+        drop_box.mkdir(mode=0o700)
+        for number in range(AT_REST):
+            path = drop_box / f"backup-{number}"
+            files.make_file(path, self._size, number)
+            run_module(self._modules, "backup_ship", {"store": str(store), **_local_source(path)})
+            path.unlink()
+        drop_box.rmdir()
+        self.paths = sorted(path for path in (store / CLUSTER_ID / "backups").glob("*/data/*") if path.is_file())
+        if len(self.paths) != AT_REST:
+            raise BenchError(f"{len(self.paths)} of {AT_REST} backups were published.")
+
+    def round(self, number: int, seed: int) -> dict[str, float]:
+        """Bytes a second of each of the three."""
+        total = self._size * AT_REST
+        measure: dict[str, Callable[[], float]] = {
+            "disk": lambda: files.read_rate(self.paths),
+            "hashlib": lambda: files.hash_rate(total),
+            "verify": lambda: total / self._verify(),
+        }
+        rates = {}
+        for name in shuffled(sorted(measure), seed=seed, link="verify", round_number=number):
+            for path in self.paths:
+                files.evict(path)
+            rates[name] = measure[name]()
+        return rates
+
+    def _verify(self) -> float:
+        options = {
+            "store": str(self._disk / "store"),
+            "cluster_id": CLUSTER_ID,
+            "ids": [p.parts[-3] for p in self.paths],
+        }
+        result, seconds = run_module(self._modules, "backup_verify", options)
+        verdicts = result.get("verdicts", [])
+        if (
+            sum(verdict.get("verdict") == "ok" and verdict.get("bytes") == self._size for verdict in verdicts)
+            != AT_REST
+        ):
+            raise BenchError("backup_verify did not read all bytes and call them good.")
+        return seconds
+
+
+def at_rest(modules: Modules, disk: Path, scratch: Path, results: Results, rows: Rows, seed: int, say: Say) -> None:
+    """The goal verify-at-rest."""
+    say("Verify at rest")
+    subject = AtRest(modules, disk, scratch, results.size)
+    subject.prepare()
+    for number in range(1, results.rounds + 1):
+        rates = subject.round(number, seed)
+        ratio = rates["verify"] / min(rates["disk"], rates["hashlib"])
+        results.local.setdefault("verify", []).append(ratio)
+        rows.add({"kind": "verify", "round": number, "bytes": results.size * AT_REST, "ratio": ratio, **rates})
+        shown = ", ".join(f"{name} {rate / 1e6:.0f} MB/s" for name, rate in sorted(rates.items()))
+        say(f"  {number}  {shown}: {ratio:.2f}")
+
+
+def make_catalogue(modules: Modules, scratch: Path, count: int) -> Path:
+    """A store with ``count`` published backups, one an hour up to now: one is shipped, the others are copies of it."""
+    store = scratch / "catalogue"
+    store.mkdir(mode=0o700)
+    first = scratch / "first"
+    files.make_file(first, 4096, 0)
+    run_module(modules, "backup_ship", {"store": str(store), **_local_source(first)})
+    _multiply(modules.collections, store / CLUSTER_ID, count)
+    return store
+
+
+def _multiply(collections: Path, cluster: Path, count: int) -> None:
+    """Replace the one backup by ``count`` of its kind with their events, all written by the product's code."""
+    sys.path.insert(0, str(collections))
+    from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import ledger, manifest
+    from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_text
+    from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ship import shipped_data
+
+    (model,) = (cluster / "backups").iterdir()
+    source = manifest.parse((model / "manifest.json").read_bytes())
+    data = (model / "data" / source.files[0].path).read_bytes()
+    shutil.rmtree(model)
+    lines, head, now = [], None, time.time()
+    for sequence in range(1, count + 1):
+        when = now - 3600 * (count - sequence)
+        mark = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(when))
+        made = dataclasses.replace(
+            source,
+            id=f"{sequence:08d}-{mark}",
+            sequence=sequence,
+            published_at=utc_text(when),
+            source={**source.source, "key": f"{sequence:064x}"},
+            ledger={"sequence": head.sequence, "hash": head.hash} if head else {"sequence": 0, "hash": "0" * 64},
+        )
+        place = cluster / "backups" / made.id
+        (place / "data").mkdir(parents=True, mode=0o700)
+        (place / "data" / source.files[0].path).write_bytes(data)
+        (place / "manifest.json").write_bytes(manifest.dump(made))
+        head = ledger.make(
+            head, time=utc_text(when), run_id="bench", kind="shipped", subject=made.id, data=shipped_data(made)
+        )
+        lines.append(head.line())
+    (cluster / "ledger.jsonl").write_bytes(b"".join(lines))
+
+
+def catalogue(modules: Modules, scratch: Path, results: Results, rows: Rows, say: Say) -> None:
+    """The goal catalogue: the time of both modules' processes together."""
+    say("Catalogue")
+    count = min(CATALOGUE, 200) if results.smoke else CATALOGUE
+    store = make_catalogue(modules, scratch, count)
+    common = {"store": str(store), "cluster_id": CLUSTER_ID}
+    for number in range(1, results.rounds + 1):
+        listed, listing = run_module(modules, "backup_info", common)
+        if len(listed.get("backups", [])) != count:
+            raise BenchError(f"backup_info lists {len(listed.get('backups', []))} of {count} backups.")
+        _planned, planning = run_module(modules, "backup_prune", common, check=True)
+        results.local.setdefault("catalogue", []).append(listing + planning)
+        rows.add({"kind": "catalogue", "round": number, "backups": count, "listing": listing, "planning": planning})
+        say(f"  {number}  {count} backups: listed in {listing:.2f} s, pruning planned in {planning:.2f} s")
