@@ -59,6 +59,7 @@ options:
       - trial_reset
       - fenced
       - accepted
+      - pruned
   subject:
     description: The node, backup or cluster that the event is about. Needed with O(state=appended).
     type: str
@@ -86,7 +87,7 @@ attributes:
     support: partial
     details:
       - Events of state (V(joined), V(removed), V(set_aside), V(trial_created), V(restored), V(expanded),
-        V(trial_reset), V(fenced), V(accepted)) are appended once and then stay C(changed=false).
+        V(trial_reset), V(fenced), V(accepted), V(pruned)) are appended once and then stay C(changed=false).
       - The others are evidence. Each run appends its own, and that is never C(changed).
 seealso:
   - module: kmsops.fortanix_dsm.backup_ship
@@ -171,6 +172,9 @@ folded:
       type: dict
     backups:
       description: Shipped backups with their last verdict.
+      type: dict
+    pruned:
+      description: Backups that retention removed.
       type: dict
     golden:
       description: Pairs of backup and node where the snapshot started while the node was a member, oldest first.

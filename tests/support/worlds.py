@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from dsm_api import HOST, VERSION, Site, make_certificates
 from fake_node import CREATED, commands, kubeconfig, nodes_json, nodetool_status, pods_json, witness
+from many_backups import Filler
 from module_run import Answer, FakeOperations, FakeRunner, run
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _creating, _isolation, _joining, _module, _node
@@ -545,6 +546,36 @@ class BackupVerify(_WithBackup):
     refused = {"ids": ["no-such-backup"]}
 
 
+class BackupPrune(World):
+    """A store with more backups than are wanted, of which one failed, and an unfinished transfer."""
+
+    module = "backup_prune"
+    here = "store"
+    refused = {"keep": 0}
+
+    def make(self) -> None:
+        self.store = self.root / "store"
+        filler = Filler(self.store, 5)
+        for verdict in ("ok", "failed", "ok", "ok", "ok"):
+            filler.publish(verdict, sealed=())
+        filler.close()
+        unfinished = filler.path / "incoming" / "00000009-20260101T000000Z"
+        unfinished.mkdir(parents=True)
+        (unfinished / "journal.jsonl").write_text("")
+        os.utime(unfinished / "journal.jsonl", (1, 1))
+        self.params = {"store": str(self.store), "keep": 2, "max_copies": 3, "run_id": "run-1"}
+
+
+class BackupPin(_WithBackup):
+    module = "backup_pin"
+    refused = {"id": "no-such-backup"}
+
+    def make(self) -> None:
+        super().make()
+        (backup,) = (self.store / PRODUCTION[:16] / "backups").iterdir()
+        self.params.update(id=backup.name, who="j.doe", why="before the upgrade")
+
+
 class LedgerRead(_WithBackup):
     module = "ledger"
     refused = {"state": "verified", "cluster_id": "0" * 16}
@@ -566,7 +597,7 @@ class LedgerAppended(_WithBackup):
 
 
 WORLDS: list[type[World]] = [
-    BackupConfig, BackupInfo, BackupRun, BackupShip, BackupVerify, CanaryPresent, CanaryWritten, ClusterCreate,
-    ClusterInfo, ClusterJoin, ClusterRemove, ClusterReset, ClusterWaitFor, DatacenterLabel, HealthInfo, JoinToken,
-    JoinTokenAbsent, LedgerAppended, LedgerRead, Restore,
+    BackupConfig, BackupInfo, BackupPin, BackupPrune, BackupRun, BackupShip, BackupVerify, CanaryPresent, CanaryWritten,
+    ClusterCreate, ClusterInfo, ClusterJoin, ClusterRemove, ClusterReset, ClusterWaitFor, DatacenterLabel, HealthInfo,
+    JoinToken, JoinTokenAbsent, LedgerAppended, LedgerRead, Restore,
 ]  # fmt: skip

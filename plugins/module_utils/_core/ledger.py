@@ -36,9 +36,21 @@ KINDS = (
     "trial_reset",
     "fenced",
     "accepted",
+    "pruned",
 )
 STATE_KINDS = frozenset(
-    ("joined", "removed", "set_aside", "trial_created", "restored", "expanded", "trial_reset", "fenced", "accepted")
+    (
+        "joined",
+        "removed",
+        "set_aside",
+        "trial_created",
+        "restored",
+        "expanded",
+        "trial_reset",
+        "fenced",
+        "accepted",
+        "pruned",
+    )
 )
 #: After one of these about the same subject, an equal event says something new.
 _UNDONE_BY = {
@@ -210,6 +222,7 @@ class Folded:
     removed: dict[str, dict[str, Any]]
     trials: dict[str, dict[str, Any]]
     backups: dict[str, dict[str, Any]]
+    pruned: dict[str, dict[str, Any]]
     golden: list[dict[str, Any]]
     proved: list[dict[str, Any]]
 
@@ -226,6 +239,7 @@ def fold(events: Iterable[Event]) -> Folded:
     removed: dict[str, dict[str, Any]] = {}
     trials: dict[str, dict[str, Any]] = {}
     backups: dict[str, dict[str, Any]] = {}
+    pruned: dict[str, dict[str, Any]] = {}
     generations: list[dict[str, Any]] = []
     proved: list[dict[str, Any]] = []
     for event in events:
@@ -266,7 +280,10 @@ def fold(events: Iterable[Event]) -> Folded:
         elif event.kind == "shipped":
             backups[event.subject] = dict(stamped, verdict="unverified")
         elif event.kind == "verified" and event.subject in backups:
-            backups[event.subject].update(verdict=data.get("verdict", "failed"), verified_at=event.time)
+            backups[event.subject].update(_verdict(data, event.time))
+        elif event.kind == "pruned":
+            pruned[event.subject] = stamped
+            backups.pop(event.subject, None)
         elif event.kind == "proved":
             proved.append(dict(stamped, node=event.subject))
     return Folded(
@@ -279,9 +296,27 @@ def fold(events: Iterable[Event]) -> Folded:
         removed=removed,
         trials=trials,
         backups=backups,
+        pruned=pruned,
         golden=_golden(backups),
         proved=proved,
     )
+
+
+def verdicts(events: Iterable[Event]) -> dict[str, str]:
+    """The last verdict on each backup, ``ok`` or ``failed``; those that nobody verified are not in it."""
+    found: dict[str, str] = {}
+    for event in events:
+        if event.kind == "verified":
+            found[event.subject] = _verdict(event.data, "").get("verdict", found.get(event.subject, ""))
+    return {subject: verdict for subject, verdict in found.items() if verdict}
+
+
+def _verdict(data: Mapping[str, Any], time: str) -> dict[str, Any]:
+    """What a verification changes. One that read only a part proves nothing about the rest, unless it failed."""
+    verdict = data.get("verdict", "failed")
+    if data.get("partial") and verdict == "ok":
+        return {"checked_at": time}
+    return {"verdict": verdict, "verified_at": time}
 
 
 def is_recovery(event: Event) -> bool:

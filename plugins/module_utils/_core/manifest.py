@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Iterable, Mapping
 
 from .strict import SHA256, Checker, Invalid, Problem, digest, load
@@ -130,11 +130,24 @@ class Manifest:
 
     def as_dict(self) -> dict[str, Any]:
         """The document without its checksum, as it is returned to playbooks and hashed."""
-        value = asdict(self)
-        value.update(schema=SCHEMA, kind=KIND, bytes=self.bytes, digest=self.digest)
-        for name in ("members", "sealed_for", "files", "accepted"):
-            value[name] = list(value[name])
+        value = dict(self.__dict__)
+        for name in ("sealed_for", "files"):
+            value[name] = [dict(item.__dict__) for item in value[name]]
+        value.update(
+            schema=SCHEMA,
+            kind=KIND,
+            bytes=self.bytes,
+            digest=self.digest,
+            members=[{name: _copied(item) for name, item in member.items()} for member in self.members],
+            source=dict(self.source),
+            ledger=dict(self.ledger),
+            accepted=list(self.accepted),
+        )
         return value
+
+
+def _copied(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value
 
 
 def tree_digest(files: Iterable[FileEntry]) -> str:

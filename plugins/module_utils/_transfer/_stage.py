@@ -18,6 +18,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
+from .._core import ledger
 from .._core import manifest as manifests
 from .._core.manifest import FileEntry, Manifest
 from .._errors import DsmError, Refused, Unreadable
@@ -54,9 +55,7 @@ class StageResult:
 
 def newest(store: ClusterStore) -> str:
     """The published backup with the highest sequence whose last verification did not fail. Raises :class:`Refused`."""
-    verdicts = {
-        event.subject: event.data.get("verdict") for event in store.ledger.chain().events if event.kind == "verified"
-    }
+    verdicts = ledger.verdicts(store.ledger.chain().events)
     usable = [
         entry.id for entry in store.entries() if entry.manifest is not None and verdicts.get(entry.id, "ok") == "ok"
     ]
@@ -79,11 +78,12 @@ def stage(request: StageRequest, check_mode: bool) -> StageResult:
         )
     store = ClusterStore.require(request.store, cluster_id=request.cluster_id, fingerprint=request.fingerprint)
     backup_id = newest(store) if request.id == "newest" else request.id
-    manifest = store.published(backup_id)
-    connection = connect(request.target)
+    store.published(backup_id)
     started = time.monotonic()
+    connection = connect(request.target)
     try:
-        with contextlib.closing(connection):
+        with contextlib.closing(connection), store.reading(backup_id):
+            manifest = store.published(backup_id)
             push = _Push(connection.open_sftp(), request, store, manifest)
             result = StageResult(staged=push.described())
             if not push.there():

@@ -29,6 +29,8 @@ from .._core.strict import Invalid, Problem, utc_text
 from .._errors import DsmError, Reason, Refused, Unreadable
 from ._pull import FULL, store_full
 
+#: What the manifest of a pruned backup is called until the rest of it is gone.
+REMOVED = "removed.json"
 LEASE_SECONDS = 900
 RENEW_SECONDS = 60
 
@@ -98,7 +100,8 @@ def make_directory(path: str) -> None:
 
 @dataclass(frozen=True)
 class Entry:
-    """One directory of ``backups/``: ``published`` (with its manifest), ``incomplete`` or ``failed``."""
+    """One directory of ``backups/``: ``published`` (with its manifest), ``incomplete``, ``failed``, or ``removing``
+    (no backup any more, its remains wait to be removed)."""
 
     id: str
     state: str
@@ -274,9 +277,10 @@ class ClusterStore:
     # -- catalogue --------------------------------------------------------------------------------------------------
     def entries(self) -> list[Entry]:
         """Every directory of ``backups/``, in the order of ids (sequence, not time)."""
-        return [self.entry(name) for name in self._backup_names()]
+        return [self.entry(name) for name in self.backup_names()]
 
-    def _backup_names(self) -> list[str]:
+    def backup_names(self) -> list[str]:
+        """Every name in ``backups/``, in order."""
         try:
             return sorted(os.listdir(self.backups_path))
         except FileNotFoundError:
@@ -292,6 +296,8 @@ class ClusterStore:
             data = read_bytes(os.path.join(directory, "manifest.json"))
             manifest = manifests.parse(data, cluster_id=self.identity.cluster_id, backup_id=name)
         except FileNotFoundError:
+            if os.path.lexists(os.path.join(directory, REMOVED)):
+                return Entry(name, "removing", None, (Problem("REMOVING", f"{name} was pruned, its remains are left"),))
             return Entry(name, "incomplete", None, (Problem("NO_MANIFEST", f"{name} has no manifest"),))
         except Unreadable as error:
             return Entry(name, "failed", None, (Problem("UNREADABLE", error.message),))
@@ -335,7 +341,7 @@ class ClusterStore:
 
     def seen_ids(self) -> list[str]:
         """Every id that was ever used here, as far as the store and its ledger tell."""
-        return [*self._backup_names(), *self.incoming(), *self._shipped_ids()]
+        return [*self.backup_names(), *self.incoming(), *self._shipped_ids()]
 
     def _shipped_ids(self) -> list[str]:
         return [event.subject for event in self.ledger.chain().events if event.kind == "shipped"]
@@ -375,6 +381,47 @@ class ClusterStore:
                 if os.path.isdir(os.path.join(target, "data")) and not os.path.exists(os.path.join(incoming, "data")):
                     os.rename(os.path.join(target, "data"), os.path.join(incoming, "data"))
                 remove_tree(target)
+
+    # -- reading and removing ---------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def reading(self, backup_id: str) -> t.Iterator[None]:
+        """Read a backup; nobody may remove it meanwhile. The kernel ends this with the process, and it needs no space.
+
+        Ask for the manifest inside: the backup may be gone already.
+        """
+        with self._backup_lock(backup_id, fcntl.LOCK_SH):
+            yield
+
+    def unpublish(self, backup_id: str) -> None:
+        """The manifest goes first (law 4): from here on it is no backup. Raises :class:`Refused` (BEING_READ)."""
+        with self._backup_lock(backup_id, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            directory = os.path.join(self.backups_path, backup_id)
+            path = os.path.join(directory, "manifest.json")
+            if os.path.lexists(path):
+                os.rename(path, os.path.join(directory, REMOVED))
+            else:
+                os.close(os.open(os.path.join(directory, REMOVED), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            sync_directory(directory)
+
+    @contextlib.contextmanager
+    def _backup_lock(self, backup_id: str, operation: int) -> t.Iterator[None]:
+        try:
+            descriptor = os.open(
+                os.path.join(self.backups_path, backup_id), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            )
+        except FileNotFoundError:
+            yield
+            return
+        try:
+            try:
+                fcntl.flock(descriptor, operation)
+            except BlockingIOError:
+                raise Refused(
+                    f"Backup {backup_id} is being read.", "BEING_READ", "It goes at the next run, when nobody reads it."
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
 
     # -- lease ------------------------------------------------------------------------------------------------------
     @contextlib.contextmanager
@@ -497,35 +544,50 @@ class LedgerFile:
 
         With ``write`` false the event is only predicted.
         """
+        with self._opened(write) as descriptor:
+            chain = self.trusted() if descriptor is not None else ledger.Chain((), (), 0)
+            known = ledger.repeated(chain.events, run_id, kind, subject, data)
+            if known is not None:
+                return known, False
+            event = self._make(chain.head, run_id, kind, subject, data)
+            if write and descriptor is not None:
+                self._write(descriptor, chain.torn, [event])
+            return event, True
+
+    def append_all(self, run_id: str, kind: str, records: t.Iterable[tuple[str, t.Mapping[str, t.Any]]]) -> None:
+        """Append one event for each (subject, data), all of them or none."""
+        with self._opened(True) as descriptor:
+            chain = self.trusted()
+            events: list[ledger.Event] = []
+            for subject, data in records:
+                events.append(self._make(events[-1] if events else chain.head, run_id, kind, subject, data))
+            if events and descriptor is not None:
+                self._write(descriptor, chain.torn, events)
+
+    @contextlib.contextmanager
+    def _opened(self, write: bool) -> t.Iterator[int | None]:
+        """The locked file; None if it does not exist and is not to be written."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC if write else os.O_RDONLY | os.O_CLOEXEC
         try:
             descriptor = os.open(self.path, flags, 0o600)
         except FileNotFoundError:
-            return self._make(ledger.Chain((), (), 0), run_id, kind, subject, data), True
+            yield None
+            return
         except OSError as error:
             if error.errno in FULL:
                 raise store_full(self.path, error) from None
             raise
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if write else fcntl.LOCK_SH)
-            chain = self.trusted()
-            known = ledger.repeated(chain.events, run_id, kind, subject, data)
-            if known is not None:
-                return known, False
-            event = self._make(chain, run_id, kind, subject, data)
-            if write:
-                self._write(descriptor, chain, event)
-            return event, True
+            yield descriptor
         finally:
             os.close(descriptor)
 
     def _make(
-        self, chain: ledger.Chain, run_id: str, kind: str, subject: str, data: t.Mapping[str, t.Any]
+        self, head: ledger.Event | None, run_id: str, kind: str, subject: str, data: t.Mapping[str, t.Any]
     ) -> ledger.Event:
         try:
-            return ledger.make(
-                chain.head, time=utc_text(time.time()), run_id=run_id, kind=kind, subject=subject, data=data
-            )
+            return ledger.make(head, time=utc_text(time.time()), run_id=run_id, kind=kind, subject=subject, data=data)
         except Invalid as error:
             raise Refused(
                 "This event cannot be recorded.",
@@ -534,12 +596,12 @@ class LedgerFile:
                 reasons=as_reasons(error.problems),
             ) from None
 
-    def _write(self, descriptor: int, chain: ledger.Chain, event: ledger.Event) -> None:
-        end = os.fstat(descriptor).st_size - chain.torn
+    def _write(self, descriptor: int, torn: int, events: t.Sequence[ledger.Event]) -> None:
+        end = os.fstat(descriptor).st_size - torn
         try:
             # An unfinished line of a writer that was killed never happened.
             os.ftruncate(descriptor, end)
-            line = event.line()
+            line = b"".join(event.line() for event in events)
             written = 0
             while written < len(line):
                 written += os.pwrite(descriptor, line[written:], end + written)

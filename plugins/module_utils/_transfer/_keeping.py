@@ -1,0 +1,196 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""What is known of every backup in a store, put together for those who decide: manifests, ledger, notes, sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import typing as t
+from dataclasses import dataclass
+
+from .._core import ledger, notes, retention
+from .._core.manifest import BACKUP_ID
+from .._core.openability import classify, copy_of
+from .._core.strict import Invalid, Problem, utc_seconds
+from .._errors import DsmError, Reason, Unreadable
+from ._store import REMOVED, ClusterStore, Entry, as_reasons, read_bytes, write_atomically
+
+#: Not ours to remove, or made by a release that knows more.
+_NOT_OURS = frozenset(("FOREIGN", "NEWER_SCHEMA", "UNKNOWN_SCHEMA"))
+
+
+@dataclass
+class Kept:
+    """One backup with everything that is known of it."""
+
+    entry: Entry
+    verdict: str
+    verified_at: str | None
+    notes: notes.Notes
+    problems: list[Problem]
+
+
+def read_notes(store: ClusterStore, backup_id: str) -> notes.Notes:
+    """What people said about a backup; nothing if there is no file. Raises :class:`Unreadable` (NOTES_UNREADABLE)."""
+    path = os.path.join(store.backups_path, backup_id, "notes.json")
+    try:
+        return notes.parse(read_bytes(path), store.identity.cluster_id, backup_id)
+    except (FileNotFoundError, NotADirectoryError):
+        return notes.Notes()
+    except Invalid as error:
+        raise Unreadable(
+            f"{path} cannot be trusted, so the backup counts as pinned.",
+            "NOTES_UNREADABLE",
+            "Look at the file, then remove it and say again what it said (module backup_pin).",
+            reasons=as_reasons(error.problems),
+        ) from None
+
+
+def say(
+    store: ClusterStore, backup_id: str, state: str, saying: notes.Saying, write: bool
+) -> tuple[notes.Notes, notes.Notes]:
+    """Pin, unpin, release or note; returns the notes before and after. Raises :class:`Refused` (NOT_PUBLISHED)."""
+    with store.mutex():
+        if not os.path.isdir(os.path.join(store.backups_path, backup_id)) or store.entry(backup_id).state == "removing":
+            store.published(backup_id)
+        before = read_notes(store, backup_id)
+        after = before.said(state, saying)
+        if write and after is not before:
+            path = os.path.join(store.backups_path, backup_id, "notes.json")
+            write_atomically(path, notes.dump(after, store.identity.cluster_id, backup_id))
+    return before, after
+
+
+def keep(store: ClusterStore, folded: ledger.Folded, entries: t.Iterable[Entry]) -> list[Kept]:
+    """Every entry of the catalogue with its verdict: that of the ledger, if it is about these bytes, and ``failed`` for
+    what is not understood."""
+    found = []
+    for entry in entries:
+        record = folded.backups.get(entry.id, {})
+        problems = list(entry.problems)
+        verdict = str(record.get("verdict", "unverified")) if entry.manifest is not None else "failed"
+        if entry.manifest is not None and record and record.get("digest") != entry.manifest.digest:
+            problems.append(tampered(entry.id))
+            verdict = "failed"
+        said = notes.Notes()
+        try:
+            said = read_notes(store, entry.id)
+        except Unreadable as error:
+            problems.append(Problem(error.code, error.message))
+        found.append(Kept(entry, verdict, record.get("verified_at"), said, problems))
+    return found
+
+
+def tampered(backup_id: str) -> Problem:
+    """Manifest and ledger disagree about the content (F25)."""
+    return Problem("TAMPERED", f"{backup_id} has another digest in its manifest than in the ledger: one was changed")
+
+
+def items(store: ClusterStore, kept: t.Iterable[Kept], folded: ledger.Folded, now: float) -> list[retention.Item]:
+    """What retention decides about: everything that is a backup or the wreck of one, and nothing that is not ours."""
+    proved = frozenset((str(one.get("backup")), str(one.get("node"))) for one in folded.proved)
+    unfinished = frozenset(store.incoming())
+    found = []
+    for one in kept:
+        ours = BACKUP_ID.match(one.entry.id) and one.entry.state != "removing"
+        if ours and one.entry.id not in unfinished:
+            found.append(_item(store, one, folded, proved, now))
+    return found
+
+
+def _item(
+    store: ClusterStore, one: Kept, folded: ledger.Folded, proved: frozenset[tuple[str, str]], now: float
+) -> retention.Item:
+    manifest = one.entry.manifest
+    holds = one.notes.holds(now)
+    holds.extend(problem for problem in one.problems if problem.code in _NOT_OURS or problem.code == "NOTES_UNREADABLE")
+    opens: list[tuple[str, str]] = []
+    if manifest is not None:
+        copy = copy_of(manifest)
+        pairs = [(sealed.node, classify(copy, sealed.node, proved=proved).kind) for sealed in manifest.sealed_for]
+        opens = [pair for pair in pairs if pair[1] != "impossible"]
+        size = manifest.bytes
+        early, late = retention.bounds(utc_seconds(manifest.published_at), manifest.source["clock_skew"])
+    else:
+        size = tree_bytes(os.path.join(store.backups_path, one.entry.id))
+        early = late = _published_once(store, one.entry.id, folded)
+    return retention.Item(
+        id=one.entry.id,
+        sequence=int(one.entry.id[:8]),
+        verdict=one.verdict,
+        bytes=size,
+        earliest=early,
+        latest=late,
+        holds=holds,
+        opens=opens,
+        released=one.notes.released is not None,
+    )
+
+
+def _published_once(store: ClusterStore, backup_id: str, folded: ledger.Folded) -> float:
+    """When the wreck of a backup was published: by the ledger, else by the last change of its directory."""
+    recorded = folded.backups.get(backup_id, {}).get("recorded_at")
+    if recorded:
+        return utc_seconds(recorded)
+    return os.stat(os.path.join(store.backups_path, backup_id)).st_mtime
+
+
+def tree_bytes(path: str) -> int:
+    """Bytes of all files below a directory; what vanishes meanwhile counts nothing."""
+    total = 0
+    for directory, _directories, files in os.walk(path):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(directory, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def lacking(store: ClusterStore, entry: Entry) -> Problem | None:
+    """What a quick look finds missing of a published backup: a file that is gone or has another size."""
+    for item in entry.manifest.files if entry.manifest is not None else ():
+        try:
+            status = os.lstat(os.path.join(store.data_path(entry.id), item.path))
+        except OSError as error:
+            return Problem("MISSING_FILE", f"{entry.id}: {item.path} cannot be found: {error.strerror}")
+        if not stat.S_ISREG(status.st_mode) or status.st_size != item.size:
+            return Problem("WRONG_SIZE", f"{entry.id}: {item.path} is not as it was published")
+    return None
+
+
+def members(folded: ledger.Folded) -> frozenset[str]:
+    """Nodes that are no set-aside nodes: the member set last recorded."""
+    return frozenset(str(member.get("name")) for member in folded.members)
+
+
+def lost_history(chain: ledger.Chain, entries: t.Iterable[Entry]) -> list[Reason]:
+    """A soft reason if the ledger lacks an event that a manifest says was its last."""
+    hashes = {event.sequence: event.hash for event in chain.events}
+    for entry in entries:
+        anchor = entry.manifest.ledger if entry.manifest is not None else {"sequence": 0}
+        if anchor["sequence"] and hashes.get(anchor["sequence"]) != anchor["hash"]:
+            return [
+                Reason(
+                    "LEDGER_ROLLED_BACK",
+                    f"{entry.id} was published after event {anchor['sequence']}, which the ledger does not have so.",
+                    "Events were lost: put back the newest copy of ledger.jsonl.",
+                    hard=False,
+                )
+            ]
+    return []
+
+
+def remains(store: ClusterStore, backup_id: str) -> dict[str, t.Any]:
+    """The manifest of a backup whose removal began; empty if it cannot be read."""
+    try:
+        value = json.loads(read_bytes(os.path.join(store.backups_path, backup_id, REMOVED)))
+    except (OSError, ValueError, DsmError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,349 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""Pruning: the only thing that removes backups, and only by a plan (``_core.retention``).
+
+It works on a disk without a single free byte: nothing has to be written before something was removed. It survives
+``kill -9`` anywhere: the manifest goes first, under another name, and what is left is finished by the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+import typing as t
+from dataclasses import dataclass, field
+
+from .._core import ledger, retention
+from .._core.strict import Problem, utc_text
+from .._errors import DsmError, Reason, Refused, refuse_unless_accepted
+from ._keeping import items, keep, lacking, lost_history, members, remains, tree_bytes
+from ._store import Checkpoint, ClusterStore, Entry, as_reasons, no_checkpoint, remove_tree
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """What to remove from which part of the store. ``need`` None: room for one more like the newest, and ``headroom``
+    (a fraction) of it. ``incoming_grace`` (s): how long an unfinished transfer may rest."""
+
+    policy: retention.Policy
+    need: int | None = None
+    headroom: float = 0.1
+    incoming_grace: float = 604800.0
+    accept: t.Sequence[str] = ()
+    run_id: str = ""
+    checkpoint: Checkpoint = no_checkpoint
+
+
+@dataclass
+class PruneResult:
+    """What was (in check mode: would be) removed, and everything that went wrong on the way."""
+
+    plan: retention.Plan | None = None
+    before: dict[str, list[str]] = field(default_factory=dict)
+    after: dict[str, list[str]] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
+    cleared: list[str] = field(default_factory=list)
+    freed: int = 0
+    notes: list[str] = field(default_factory=list)
+    accepted: list[Reason] = field(default_factory=list)
+    failures: list[Reason] = field(default_factory=list)
+
+    @property
+    def changed(self) -> bool:
+        return self.before != self.after
+
+    def returns(self) -> dict[str, t.Any]:
+        """Return values of the module."""
+        plan = self.plan
+        return {
+            "plan": [described(one) for one in plan.decisions] if plan else [],
+            "removed": self.removed,
+            "cleared": self.cleared,
+            "freed": self.freed,
+            "verified": plan.verified if plan else 0,
+            "verified_after": plan.verified_after if plan else 0,
+            "frozen": plan.frozen if plan else "",
+            "missing": plan.missing if plan else 0,
+            "next_expiry": utc_text(plan.next_expiry) if plan and plan.next_expiry is not None else None,
+            "notes": self.notes,
+            "accepted": [reason.as_dict() for reason in self.accepted],
+            "table": table(plan) if plan else [],
+        }
+
+
+def prune(store: ClusterStore, request: PruneRequest, check_mode: bool) -> PruneResult:
+    """Plan, and unless in check mode carry it out. One item's failure is reported at the end and stops no other.
+
+    Raises :class:`Refused` (KEEP_NOTHING, BAD_POLICY, LOCKED, PRUNE_INCOMPLETE, STORE_FULL, ...) and
+    :class:`Unreadable` (LEDGER_BROKEN).
+    """
+    problems = retention.policy_problems(request.policy._replace(need=request.need or 0))
+    for name in ("headroom", "incoming_grace"):
+        if not 0 <= getattr(request, name) < float("inf"):
+            problems.append(Problem("BAD_POLICY", f"{name} is {getattr(request, name):g}: it cannot be negative"))
+    if problems:
+        raise Refused(
+            "This retention policy is refused; nothing was removed.",
+            problems[0].code,
+            "keep is the number of verified copies that always stay: give 1 or more, better 3.",
+            reasons=as_reasons(problems),
+        )
+    run = _Run(store, request, check_mode)
+    run.go()
+    if run.result.failures:
+        codes = {reason.code for reason in run.result.failures}
+        raise Refused(
+            f"Pruning is not complete ({len(run.result.removed)} removed, {len(run.result.failures)} not as wanted).",
+            codes.pop() if len(codes) == 1 else "PRUNE_INCOMPLETE",
+            reasons=run.result.failures,
+            **run.result.returns(),
+        )
+    return run.result
+
+
+class _Run:
+    """One run of :func:`prune`."""
+
+    def __init__(self, store: ClusterStore, request: PruneRequest, check_mode: bool) -> None:
+        self.store = store
+        self.request = request
+        self.check_mode = check_mode
+        self.result = PruneResult()
+        self.whole_run_locked = False
+
+    def go(self) -> None:
+        """Look, tidy up, plan, remove."""
+        result = self.result
+        with contextlib.ExitStack() as stack:
+            self._begin(stack)
+            result.before = self._seen()
+            stale = self._stale()
+            unfinished = self._unfinished()
+            if not self.check_mode:
+                self._finish(dict.fromkeys(unfinished, ("UNFINISHED",)))
+                for name in stale:
+                    self._guarded(name, functools.partial(self._clear, name))
+            plan = self._plan(0 if not self.check_mode else self._size(unfinished, stale))
+            result.plan = plan
+            if plan.missing:
+                result.failures.append(
+                    Reason(
+                        "STORE_FULL",
+                        f"{plan.missing} bytes are missing for the next backup, and everything that is left must stay.",
+                        "Enlarge the disk; or take away pins, release golden backups that are not the last of their "
+                        "node, lower keep.",
+                    )
+                )
+            if self.check_mode:
+                gone = {*unfinished, *(one.item.id for one in plan.removals)}
+                result.removed = [one.item.id for one in plan.removals]
+                result.cleared = [*unfinished, *stale]
+                result.freed = sum(one.item.bytes for one in plan.removals)
+                result.after = {
+                    "backups": [name for name in result.before["backups"] if name not in gone],
+                    "incoming": [name for name in result.before["incoming"] if name not in stale],
+                }
+                return
+            chosen = {one.item.id: [reason.code for reason in one.reasons] for one in plan.removals}
+            result.removed = self._finish({name: chosen[name] for name in chosen if self._unpublished(name)})
+            result.after = self._seen()
+
+    # -- before anything is removed ---------------------------------------------------------------------------------
+    def _begin(self, stack: contextlib.ExitStack) -> None:
+        """Become the only one who changes this part of the store, also where no lease can be written any more."""
+        if self.check_mode:
+            taken_over = self.store.refuse_if_held()
+        else:
+            try:
+                taken_over = stack.enter_context(self.store.lease(self.request.run_id)).taken_over
+            except Refused as error:
+                if error.code != "STORE_FULL":
+                    raise
+                stack.enter_context(self.store.mutex())
+                taken_over = self.store.refuse_if_held()
+                self.whole_run_locked = True
+            self.store.take_back()
+        if taken_over:
+            self.result.notes.append(f"Took over the lease of {taken_over}.")
+
+    def _seen(self) -> dict[str, list[str]]:
+        return {"backups": self.store.backup_names(), "incoming": self.store.incoming()}
+
+    def _unfinished(self) -> list[str]:
+        """Backups whose removal began and did not end."""
+        pruned = {event.subject for event in self.store.ledger.chain().events if event.kind == "pruned"}
+        return [
+            entry.id
+            for entry in self.store.entries()
+            if entry.state == "removing" or (entry.state == "incomplete" and entry.id in pruned)
+        ]
+
+    def _stale(self) -> list[str]:
+        """Unfinished transfers that nobody touched for the grace; they never counted (F14)."""
+        now = time.time()
+        found = []
+        for name in self.store.incoming():
+            directory = os.path.join(self.store.incoming_path, name)
+            stamps = [os.lstat(directory).st_mtime] if not os.listdir(directory) else []
+            for parent, _directories, files in os.walk(directory):
+                stamps.extend(os.lstat(os.path.join(parent, file)).st_mtime for file in files)
+            if max(stamps, default=0.0) + self.request.incoming_grace < now:
+                found.append(name)
+        return found
+
+    def _size(self, unfinished: t.Iterable[str], stale: t.Iterable[str]) -> int:
+        paths = [os.path.join(self.store.backups_path, name) for name in unfinished]
+        paths.extend(os.path.join(self.store.incoming_path, name) for name in stale)
+        return sum(map(tree_bytes, paths))
+
+    def _plan(self, will_be_free: int) -> retention.Plan:
+        """The plan, made again without the copies that turn out not to be there as they were published."""
+        now = time.time()
+        chain = self.store.ledger.trusted()
+        entries = self.store.entries()
+        doubts = lost_history(chain, entries)
+        self.result.accepted = refuse_unless_accepted(
+            doubts, self.request.accept, "What happened in this store is not known; nothing was removed."
+        )
+        folded = ledger.fold(chain.events)
+        found = items(self.store, keep(self.store, folded, entries), folded, now)
+        by_id = {entry.id: entry for entry in entries}
+        policy = self.request.policy._replace(need=self._need(entries))
+        looked_at: set[str] = set()
+        while True:
+            plan = retention.plan(
+                found, policy, now=now, free=self.store.free()[0] + will_be_free, members=members(folded)
+            )
+            if not plan.removals:
+                return plan
+            floor = [
+                one.item.id
+                for one in plan.decisions
+                if one.item.id not in looked_at and any(reason.code == "FLOOR" for reason in one.reasons)
+            ]
+            wrecks = {name: problem for name in floor for problem in [lacking(self.store, by_id[name])] if problem}
+            looked_at.update(floor)
+            if not wrecks:
+                return plan
+            self.result.failures.extend(
+                Reason(problem.code, problem.message, "Run backup_verify, and ship it again.")
+                for problem in wrecks.values()
+            )
+            found = [one._replace(verdict="failed") if one.id in wrecks else one for one in found]
+
+    def _need(self, entries: t.Sequence[Entry]) -> int:
+        if self.request.need is not None:
+            return self.request.need
+        sizes = [entry.manifest.bytes for entry in entries if entry.manifest is not None]
+        return int(sizes[-1] * (1 + self.request.headroom)) if sizes else 0
+
+    # -- removing ---------------------------------------------------------------------------------------------------
+    def _guarded(self, name: str, act: t.Callable[[], None]) -> bool:
+        """Do it; a failure is noted and stops nothing else (F28). Whether it was done."""
+        try:
+            act()
+        except DsmError as error:
+            if error.code == "LEASE_LOST":
+                raise
+            self.result.failures.append(Reason(error.code, f"{name}: {error.message}", error.remedy))
+        except OSError as error:
+            self.result.failures.append(
+                Reason(
+                    "REMOVE_FAILED",
+                    f"{name} could not be removed: {error.strerror or error} ({error.filename}).",
+                    "Look for what protects it: an immutable flag, a mount, a lock. The next run tries again.",
+                )
+            )
+        else:
+            return True
+        return False
+
+    def _unpublished(self, name: str) -> bool:
+        return self._guarded(name, functools.partial(self._unpublish, name))
+
+    def _unpublish(self, name: str) -> None:
+        """Take the manifest away if nobody pinned or reads the backup since the plan was made."""
+        with contextlib.nullcontext() if self.whole_run_locked else self.store.mutex():
+            nothing = ledger.fold(())
+            for now in items(self.store, keep(self.store, nothing, [self.store.entry(name)]), nothing, time.time()):
+                for hold in now.holds:
+                    raise Refused(f"{hold.message}.", hold.code, "It was said after the plan was made: it stays.")
+            self.request.checkpoint("chosen")
+            self.store.unpublish(name)
+        self.request.checkpoint("unpublished")
+
+    def _finish(self, chosen: t.Mapping[str, t.Sequence[str]]) -> list[str]:
+        """Remove the data of what is un-published, record it, then remove its directory. Returns what is gone."""
+        sizes = {name: tree_bytes(os.path.join(self.store.backups_path, name)) for name in chosen}
+        erased = [name for name in chosen if self._guarded(name, functools.partial(self._erase, name))]
+        if erased:
+            self._record({name: chosen[name] for name in erased})
+        gone = [name for name in erased if self._guarded(name, functools.partial(self._drop, name))]
+        self.result.freed += sum(sizes[name] for name in gone)
+        return gone
+
+    def _erase(self, name: str) -> None:
+        remove_tree(os.path.join(self.store.backups_path, name, "data"))
+        self.request.checkpoint("data removed")
+
+    def _drop(self, name: str) -> None:
+        remove_tree(os.path.join(self.store.backups_path, name))
+        self.request.checkpoint("directory removed")
+
+    def _record(self, chosen: t.Mapping[str, t.Sequence[str]]) -> None:
+        folded = ledger.fold(self.store.ledger.trusted().events)
+        records = []
+        for name, codes in chosen.items():
+            if name in folded.pruned:
+                continue
+            document = remains(self.store, name)
+            source = document.get("source")
+            known = folded.backups.get(name, {})
+            records.append(
+                (
+                    name,
+                    {
+                        "codes": sorted(set(codes)),
+                        "digest": str(document.get("digest", "")),
+                        "bytes": document.get("bytes", 0),
+                        "verdict": str(known.get("verdict", "unverified")) if document else "failed",
+                        "key": str(source.get("key", "")) if isinstance(source, dict) else "",
+                    },
+                )
+            )
+        self.store.ledger.append_all(self.request.run_id, "pruned", records)
+        self.request.checkpoint("recorded")
+
+    def _clear(self, name: str) -> None:
+        directory = os.path.join(self.store.incoming_path, name)
+        self.result.freed += tree_bytes(directory)
+        remove_tree(directory)
+        self.result.cleared.append(name)
+
+
+def described(one: retention.Decision) -> dict[str, t.Any]:
+    """A decision as the module returns it."""
+    return {
+        "id": one.item.id,
+        "remove": one.remove,
+        "verdict": one.item.verdict,
+        "bytes": one.item.bytes,
+        "age": None if one.age is None else round(one.age),
+        "reasons": [{"code": reason.code, "message": reason.message} for reason in one.reasons],
+    }
+
+
+def table(plan: retention.Plan) -> list[str]:
+    """The plan for a person: one line for each backup."""
+    rows = [("BACKUP", "BYTES", "VERDICT", "", "WHY")]
+    for one in plan.decisions:
+        why = "; ".join(f"{reason.code}: {reason.message}" for reason in one.reasons)
+        rows.append((one.item.id, str(one.item.bytes), one.item.verdict, "goes" if one.remove else "stays", why))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return ["  ".join([*(row[column].ljust(widths[column]) for column in range(4)), row[4]]) for row in rows]

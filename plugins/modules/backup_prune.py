@@ -1,0 +1,263 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_prune
+short_description: Remove stored backups that retention lets go
+version_added: 0.1.0
+author:
+  - The kmsops.fortanix_dsm contributors (@kmsops)
+description:
+  - The only module that removes backups, and only by a plan. The plan says for each backup whether it goes or stays,
+    and every reason.
+  - Never removed are the O(keep) newest verified copies, the O(keep) newest copies that nobody verified yet, what is
+    pinned (M(kmsops.fortanix_dsm.backup_pin)) or being read, the newest copy that each set-aside node can open, and
+    every golden copy of a node that is set aside, unless a person released it.
+  - Only verified copies count. The number in the store decides what is newer. Age counts from when a backup was
+    superseded to the publication of the newest verified copy. So nothing grows older while no new copy is verified, and
+    a clock that jumps removes nothing.
+  - Where room for the next backup is missing, surplus goes whatever its age, failed copies first, then the oldest. If
+    all surplus would not be enough, none of it goes and the module fails with V(STORE_FULL).
+  - The manifest goes first, under another name. A run that was killed is finished by the next one. No free space is
+    needed to begin.
+  - Unfinished transfers that nobody touched for O(incoming_grace) are cleared.
+options:
+  store:
+    description: Root directory of the store.
+    type: path
+    required: true
+  cluster_id:
+    description: The cluster. Not needed in a store that holds only one.
+    type: str
+  fingerprint:
+    description: As O(cluster_id), named by the fingerprint of any of its generations.
+    type: str
+  keep:
+    description: How many verified copies always stay. V(0) is refused.
+    type: int
+    required: true
+  max_copies:
+    description: What has so many newer verified copies goes. Absent means that the number does not matter.
+    type: int
+  max_age:
+    description: What is older than this goes, in seconds. Absent means that age does not matter.
+    type: float
+  keep_within:
+    description: O(max_copies) does not touch what is younger than this, in seconds.
+    type: float
+    default: 0
+  failed_grace:
+    description: How long a copy that failed verification waits to be repaired, in seconds.
+    type: float
+    default: 604800
+  fresh_within:
+    description: Expiry by age rests while the newest verified copy is older than this, in seconds.
+    type: float
+    default: 259200
+  need:
+    description:
+      - Bytes that must be free for the next backup. Absent means the size of the newest one and O(headroom). V(0)
+        removes nothing for space.
+    type: int
+  headroom:
+    description: Fraction of the newest backup's size that the next one may be larger.
+    type: float
+    default: 0.1
+  incoming_grace:
+    description: How long an unfinished transfer may rest, in seconds.
+    type: float
+    default: 604800
+  metrics:
+    description:
+      - Write an OpenMetrics text file for a node exporter's textfile directory, C(/var/lib/node_exporter/dsm.prom) for
+        example.
+    type: path
+  run_id:
+    description: The run that this belongs to. It goes into the ledger.
+    type: str
+    default: ''
+extends_documentation_fragment:
+  - kmsops.fortanix_dsm.accept
+  - kmsops.fortanix_dsm.attributes
+  - kmsops.fortanix_dsm.attributes.store_group
+attributes:
+  check_mode:
+    support: full
+    details: It is the plan.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+seealso:
+  - module: kmsops.fortanix_dsm.backup_info
+  - module: kmsops.fortanix_dsm.backup_pin
+  - module: kmsops.fortanix_dsm.backup_verify
+"""
+
+EXAMPLES = r"""
+- name: Keep a month, never fewer than seven verified copies
+  kmsops.fortanix_dsm.backup_prune:
+    store: /srv/dsm-store
+    keep: 7
+    max_age: 2592000
+
+- name: What would go
+  kmsops.fortanix_dsm.backup_prune:
+    store: /srv/dsm-store
+    keep: 7
+    max_copies: 30
+  check_mode: true
+  register: plan
+"""
+
+RETURN = r"""
+cluster_id:
+  description: Name of the cluster in the store.
+  returned: success
+  type: str
+plan:
+  description: One item for each backup, oldest first. After a failure the list is in C(details.plan).
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    id:
+      description: The backup.
+      type: str
+    remove:
+      description: Whether it goes.
+      type: bool
+    verdict:
+      description: V(ok), V(failed) or V(unverified).
+      type: str
+    bytes:
+      description: Its size.
+      type: int
+    age:
+      description: Its age as retention sees it, in seconds.
+      type: int
+    reasons:
+      description: Every reason, with code and message.
+      type: list
+      elements: dict
+removed:
+  description: Ids of backups that are (in check mode, would be) removed.
+  returned: success
+  type: list
+  elements: str
+cleared:
+  description: Ids of unfinished transfers that were cleared, and of removals that were finished.
+  returned: success
+  type: list
+  elements: str
+freed:
+  description: Bytes that were freed.
+  returned: success
+  type: int
+verified:
+  description: Verified copies before.
+  returned: success
+  type: int
+verified_after:
+  description: Verified copies after.
+  returned: success
+  type: int
+frozen:
+  description: Why expiry by age rests, empty if it does not.
+  returned: success
+  type: str
+missing:
+  description: Bytes that are still missing for the next backup.
+  returned: success
+  type: int
+next_expiry:
+  description: When the next copy goes by age if backups keep coming (UTC), null if none does.
+  returned: success
+  type: str
+notes:
+  description: What else happened, a lease that was taken over for example.
+  returned: success
+  type: list
+  elements: str
+accepted:
+  description: Soft reasons that O(accept) let pass.
+  returned: success
+  type: list
+  elements: dict
+table:
+  description: The plan as lines of text for a person.
+  returned: success
+  type: list
+  elements: str
+"""
+
+import typing as t
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import (
+    Outcome,
+    Shell,
+    accept_spec,
+    run_module,
+)
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
+
+
+def argument_spec() -> dict[str, t.Any]:
+    """Options of the module."""
+    return {
+        "store": {"type": "path", "required": True},
+        "cluster_id": {"type": "str"},
+        "fingerprint": {"type": "str"},
+        "keep": {"type": "int", "required": True},
+        "max_copies": {"type": "int"},
+        "max_age": {"type": "float"},
+        "keep_within": {"type": "float", "default": 0},
+        "failed_grace": {"type": "float", "default": 604800},
+        "fresh_within": {"type": "float", "default": 259200},
+        "need": {"type": "int"},
+        "headroom": {"type": "float", "default": 0.1},
+        "incoming_grace": {"type": "float", "default": 604800},
+        "metrics": {"type": "path"},
+        "run_id": {"type": "str", "default": ""},
+        **accept_spec(),
+    }
+
+
+def body(shell: Shell) -> Outcome:
+    """Plan and prune."""
+    params = shell.params
+    store = ClusterStore.require(
+        params["store"], cluster_id=params["cluster_id"] or "", fingerprint=params["fingerprint"] or ""
+    )
+    names = ("keep", "max_copies", "max_age", "keep_within", "failed_grace", "fresh_within")
+    request = PruneRequest(
+        policy=Policy(**{name: params[name] for name in names}),
+        need=params["need"],
+        headroom=params["headroom"],
+        incoming_grace=params["incoming_grace"],
+        accept=params["accept"],
+        run_id=params["run_id"],
+    )
+    result = prune(store, request, shell.check_mode)
+    return Outcome(
+        result.changed,
+        before=result.before,
+        after=result.after,
+        cluster_id=store.identity.cluster_id,
+        **result.returns(),
+    )
+
+
+def main() -> None:
+    """Entry point."""
+    run_module(argument_spec(), body, mutually_exclusive=[("cluster_id", "fingerprint")])
+
+
+if __name__ == "__main__":
+    main()
