@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import platform
@@ -15,8 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -24,8 +22,8 @@ from typing import Any, NoReturn
 from shipbench import files, local, peers, report, system
 from shipbench.ends import End
 from shipbench.errors import BenchError
-from shipbench.goals import ROUNDS, SIZE, Results
 from shipbench.links import LINKS
+from shipbench.options import LOCAL, MIB, Asked, parse
 from shipbench.ours import Modules
 from shipbench.report import Rows
 from shipbench.session import Plan, Session
@@ -33,8 +31,6 @@ from shipbench.wire import compile_emulator, netem_works
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 OUTPUT = CHECKOUT / "build" / "bench"
-LOCAL = ("verify", "catalogue")
-MIB = 1 << 20
 LOCK = "\0kmsops-bench"
 SYSTEM = {
     "ip": "iproute2",
@@ -45,58 +41,6 @@ SYSTEM = {
     "openssl": "openssl",
 }
 QUIET_FOR, QUIET_WITHIN = 2.0, 60.0
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the user asked for."""
-
-    only: tuple[str, ...]
-    rounds: int
-    size: int
-    seed: int
-    tools: tuple[str, ...]
-    workers: int | None
-    install: bool
-    busy: bool
-
-    @property
-    def links(self) -> list[str]:
-        """Names of the links to be measured."""
-        return [name for name in LINKS if name in self.only]
-
-    @property
-    def smoke(self) -> bool:
-        """Whether no goal can be judged by it."""
-        return self.rounds < ROUNDS or self.size < SIZE
-
-
-def parse(arguments: Sequence[str]) -> Asked:
-    """The arguments; anything that cannot be meant ends with usage and exit code 2."""
-    parser = argparse.ArgumentParser(prog="bench", description="Shipping against its peers. See bench/README.md.")
-    everything = [*LINKS, *LOCAL]
-    tools = [peer.name for peer in peers.PEERS]
-    parser.add_argument("--only", default="", help=f"what to measure, comma separated: {', '.join(everything)}")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds on each link (default %(default)s)")
-    parser.add_argument("--size", type=int, default=SIZE // MIB, help="size of the file in MiB (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the order within rounds (default %(default)s)")
-    parser.add_argument("--tools", default="", help=f"peers, comma separated (default all): {', '.join(tools)}")
-    parser.add_argument("--workers", type=int, help="option workers of backup_ship (default: its own)")
-    parser.add_argument(
-        "--no-install", action="store_true", help="install nothing; absent peers are reported as absent"
-    )
-    parser.add_argument("--busy", action="store_true", help="measure although the machine is busy; runs are marked")
-    given = parser.parse_args(list(arguments))
-    only = tuple(name for name in given.only.split(",") if name) or tuple(everything)
-    chosen = tuple(name for name in given.tools.split(",") if name) or tuple(tools)
-    for name, known in [*((name, everything) for name in only), *((name, tools) for name in chosen)]:
-        if name not in known:
-            parser.error(f"{name!r} is none of {', '.join(known)}")
-    if given.rounds < 1 or given.size < 1:
-        parser.error("rounds and size must be 1 or more")
-    return Asked(
-        only, given.rounds, given.size * MIB, given.seed, chosen, given.workers, not given.no_install, given.busy
-    )
 
 
 def say(text: str) -> None:
@@ -111,13 +55,15 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with only_one():
             return outside(asked)
+    except KeyboardInterrupt:
+        return 130
     except BenchError as error:
         sys.stderr.write(f"bench: {error.message}" + (f" What to do: {error.remedy}" if error.remedy else "") + "\n")
         return 1
 
 
 @contextlib.contextmanager
-def only_one() -> Any:
+def only_one() -> Iterator[None]:
     """One bench a machine: two would measure each other. The kernel gives the name back whatever happens to us."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
         try:
@@ -136,8 +82,6 @@ def outside(asked: Asked) -> int:
         raise BenchError(f"{need // MIB} MiB of free memory are needed: files lie in memory.", "Give --size less.")
     OUTPUT.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(OUTPUT / "disk", ignore_errors=True)
-    for name in ("summary.json", "table.txt", "results.jsonl"):
-        (OUTPUT / name).unlink(missing_ok=True)
     chosen = [peer for peer in peers.PEERS if peer.name in asked.tools]
     if asked.install:
         prepare_system(chosen if asked.links else [])
@@ -238,27 +182,29 @@ def inside(asked: Asked, chosen: Sequence[peers.Peer], emulator: Path) -> int:
     # What a login shell of this machine does at the server's end is none of a tool's business.
     system.hide(os.path.join(pwd.getpwuid(os.geteuid()).pw_dir, ".bashrc"))
     disk = OUTPUT / "disk"
-    results = Results(rounds=asked.rounds, size=asked.size)
     facts = machine_facts(asked, chosen)
+    earlier = earlier_rows(asked, facts)
     rows = Rows(OUTPUT / "results.jsonl")
-    rows.add({"kind": "facts", **facts})
+    for row in ({"kind": "facts", **facts}, *earlier):
+        rows.add(row)
     complete = False
+    write(rows, facts, complete=complete)
     try:
         disk.mkdir(mode=0o700)
         modules = Modules(CHECKOUT / "build" / "collections", scratch)
         if asked.links:
-            measure_links(asked, chosen, emulator, scratch, modules, results, rows, facts)
+            measure_links(asked, chosen, emulator, scratch, modules, rows, facts)
         for name in LOCAL:
             if name in asked.only:
-                measure_local(name, modules, disk, scratch, results, rows, asked.seed)
-                write(results, rows, facts, complete=False)
+                measure_local(name, asked, modules, disk, scratch, rows)
+                write(rows, facts, complete=False)
         complete = True
     except KeyboardInterrupt:
         say("Interrupted: what was measured is written, marked incomplete.")
         raise
     finally:
         shutil.rmtree(disk, ignore_errors=True)
-        write(results, rows, facts, complete=complete)
+        write(rows, facts, complete=complete)
         rows.close()
     say((OUTPUT / "table.txt").read_text(encoding="utf-8"))
     say(f"Written: {OUTPUT}/results.jsonl, table.txt, summary.json")
@@ -271,7 +217,6 @@ def measure_links(
     emulator: Path,
     scratch: Path,
     modules: Modules,
-    results: Results,
     rows: Rows,
     facts: dict[str, Any],
 ) -> None:
@@ -295,37 +240,46 @@ def measure_links(
         netem=netem_works(source),
     )
     for name in asked.links:
-        session = Session(plan, LINKS[name], source, store, rows, say)
-        results.links[name] = session.result
-        try:
-            session.play(lambda: write(results, rows, facts, complete=False))
-        except BenchError as error:
-            say(f"  {name}: {error.message} {error.remedy}")
-            session.result.off.append(error.message)
-        write(results, rows, facts, complete=False)
+        with part(name, rows, plan.absent):
+            Session(plan, LINKS[name], source, store, rows, say).play(lambda: write(rows, facts, complete=False))
+        write(rows, facts, complete=False)
     (scratch / "backup.bin").unlink()
     shutil.rmtree(scratch / "work", ignore_errors=True)
 
 
-def measure_local(
-    name: str, modules: Modules, disk: Path, scratch: Path, results: Results, rows: Rows, seed: int
-) -> None:
+def measure_local(name: str, asked: Asked, modules: Modules, disk: Path, scratch: Path, rows: Rows) -> None:
     """A measurement without a link; its failure is told in the summary and does not end the bench."""
-    try:
+    with part(name, rows, absent=[]):
         if name == "verify":
-            local.at_rest(modules, disk, scratch, results, rows, seed, say)
+            local.at_rest(modules, asked, disk, scratch, rows, say)
         else:
-            local.catalogue(modules, scratch, results, rows, say)
+            local.catalogue(modules, asked, scratch, rows, say)
+
+
+@contextlib.contextmanager
+def part(name: str, rows: Rows, absent: Sequence[str]) -> Iterator[None]:
+    """A part of the bench: where it begins and ends in the rows. That it cannot go on does not end the others."""
+    rows.add({"kind": "part", "part": name, "absent": list(absent)})
+    try:
+        yield
     except BenchError as error:
         say(f"  {name}: {error.message} {error.remedy}")
-        results.failed.setdefault(name, []).append(error.message)
+        rows.add({"kind": "unusable", "part": name, "why": error.message})
+    rows.add({"kind": "end", "part": name})
 
 
-def write(results: Results, rows: Rows, facts: dict[str, Any], *, complete: bool) -> None:
+def earlier_rows(asked: Asked, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is kept of the run before, if that was asked for."""
+    place = OUTPUT / "results.jsonl"
+    if not asked.keep or not place.exists():
+        return []
+    return report.kept(place.read_text(encoding="utf-8"), facts, asked.only)
+
+
+def write(rows: Rows, facts: dict[str, Any], *, complete: bool) -> None:
     """Table and summary of what is known by now; a reader never sees half of one."""
-    report.fill(results, rows)
     facts["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    report.write(OUTPUT, results, rows, facts, complete=complete)
+    report.write(OUTPUT, rows, facts, complete=complete)
 
 
 def machine_facts(asked: Asked, chosen: Sequence[peers.Peer]) -> dict[str, Any]:
@@ -346,6 +300,8 @@ def machine_facts(asked: Asked, chosen: Sequence[peers.Peer]) -> dict[str, Any]:
         "python": platform.python_version(),
         "only": list(asked.only),
         "seed": asked.seed,
+        "rounds": asked.rounds,
+        "bytes": asked.size,
         "workers": asked.workers,
         "peers": {peer.name: peers.version(peer) if peer in chosen else "" for peer in peers.PEERS},
     }

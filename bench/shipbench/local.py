@@ -16,7 +16,7 @@ from typing import Any
 from shipbench import ends, files, ours
 from shipbench.errors import BenchError
 from shipbench.figures import shuffled
-from shipbench.goals import Results
+from shipbench.options import Asked
 from shipbench.ours import CLUSTER_ID, FINGERPRINT, Modules
 from shipbench.report import Rows
 
@@ -100,16 +100,16 @@ class AtRest:
         return seconds
 
 
-def at_rest(modules: Modules, disk: Path, scratch: Path, results: Results, rows: Rows, seed: int, say: Say) -> None:
+def at_rest(modules: Modules, asked: Asked, disk: Path, scratch: Path, rows: Rows, say: Say) -> None:
     """The goal verify-at-rest."""
     say("Verify at rest")
-    subject = AtRest(modules, disk, scratch, results.size)
+    subject = AtRest(modules, disk, scratch, asked.size)
     subject.prepare()
-    for number in range(1, results.rounds + 1):
-        rates = subject.round(number, seed)
+    for number in range(1, asked.rounds + 1):
+        rates = subject.round(number, asked.seed)
         ratio = rates["verify"] / min(rates["disk"], rates["hashlib"])
-        results.local.setdefault("verify", []).append(ratio)
-        rows.add({"kind": "verify", "round": number, "bytes": results.size * AT_REST, "ratio": ratio, **rates})
+        size = asked.size * AT_REST
+        rows.add({"kind": "verify", "part": "verify", "round": number, "bytes": size, "value": ratio, **rates})
         shown = ", ".join(f"{name} {rate / 1e6:.0f} MB/s" for name, rate in sorted(rates.items()))
         say(f"  {number}  {shown}: {ratio:.2f}")
 
@@ -159,17 +159,17 @@ def _multiply(collections: Path, cluster: Path, count: int) -> None:
     (cluster / "ledger.jsonl").write_bytes(b"".join(lines))
 
 
-def catalogue(modules: Modules, scratch: Path, results: Results, rows: Rows, say: Say) -> None:
+def catalogue(modules: Modules, asked: Asked, scratch: Path, rows: Rows, say: Say) -> None:
     """The goal catalogue: the time of both modules' processes together."""
     say("Catalogue")
-    count = min(CATALOGUE, 200) if results.smoke else CATALOGUE
+    count = min(CATALOGUE, 200) if asked.smoke else CATALOGUE
     store = make_catalogue(modules, scratch, count)
     common = {"store": str(store), "cluster_id": CLUSTER_ID}
-    for number in range(1, results.rounds + 1):
+    for number in range(1, asked.rounds + 1):
         listed, listing = run_module(modules, "backup_info", common)
         if len(listed.get("backups", [])) != count:
             raise BenchError(f"backup_info lists {len(listed.get('backups', []))} of {count} backups.")
         _planned, planning = run_module(modules, "backup_prune", common, check=True)
-        results.local.setdefault("catalogue", []).append(listing + planning)
-        rows.add({"kind": "catalogue", "round": number, "backups": count, "listing": listing, "planning": planning})
+        row = {"backups": count, "listing": listing, "planning": planning, "value": listing + planning}
+        rows.add({"kind": "catalogue", "part": "catalogue", "round": number, **row})
         say(f"  {number}  {count} backups: listed in {listing:.2f} s, pruning planned in {planning:.2f} s")

@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from shipbench.errors import BenchError
 from shipbench.figures import spread
-from shipbench.goals import Results, judge_all, times
+from shipbench.goals import LinkResult, Results, judge_all, times
 from shipbench.links import LINKS
 from shipbench.peers import OURS
 
 SCHEMA = 1
 #: A run during which strangers used more than this share of the processors is marked.
 BUSY = 0.10
+#: What must be the same for the results of two runs to stand side by side.
+SAME = ("commit", "kernel", "processors", "rounds", "bytes", "workers", "peers")
 
 
 class Rows:
@@ -35,10 +38,6 @@ class Rows:
     def close(self) -> None:
         self._file.close()
 
-    def of(self, link: str) -> list[dict[str, Any]]:
-        """The runs of one link."""
-        return [row for row in self.all if row["kind"] == "run" and row["link"] == link]
-
 
 def line(row: Mapping[str, Any]) -> str:
     """One run for a person who watches."""
@@ -56,7 +55,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     text = []
     for link in LINKS.values():
-        mine = [row for row in rows if row["link"] == link.name]
+        mine = [row for row in rows if row["part"] == link.name]
         if not mine:
             continue
         text += ["", link.title, head]
@@ -115,8 +114,6 @@ def summary(
         "schema": SCHEMA,
         "complete": complete,
         "smoke": results.smoke,
-        "rounds": results.rounds,
-        "bytes": results.size,
         **facts,
         "links": [row for row in rows if row["kind"] == "calibration"],
         "busy_runs": sum(row["strangers"] > BUSY for row in runs),
@@ -125,24 +122,59 @@ def summary(
     }
 
 
-def fill(results: Results, rows: Rows) -> None:
-    """Bring what the rows say into the results that goals are judged by."""
+def results_of(rows: Sequence[Mapping[str, Any]], *, rounds: int, size: int) -> Results:
+    """What goals are judged by, from nothing but the rows."""
+    results = Results(rounds=rounds, size=size)
+    for row in rows:
+        if row["kind"] == "part" and row["part"] in LINKS:
+            results.links[row["part"]] = LinkResult(absent=list(row["absent"]))
+        elif row["kind"] == "unusable" and row["part"] not in LINKS:
+            results.failed.setdefault(row["part"], []).append(row["why"])
+        elif row["kind"] in ("verify", "catalogue"):
+            results.local.setdefault(row["kind"], []).append(row["value"])
     for name, found in results.links.items():
-        mine = rows.of(name)
-        found.rounds = {number: dict(of_round) for number, of_round in times(mine).items()}
-        found.busy = sum(row["strangers"] > BUSY for row in mine)
-        found.failed = [
-            f"ours, round {row['round']}: {row['why']}" for row in mine if row["tool"] == OURS and not row["ok"]
-        ]
-    peaks = [
-        float(row["client_memory"]) for row in rows.all if row["kind"] == "run" and row["tool"] == OURS and row["ok"]
-    ]
+        mine = [row for row in rows if row.get("part") == name]
+        runs = [row for row in mine if row["kind"] == "run"]
+        found.rounds = {number: dict(of_round) for number, of_round in times(runs).items()}
+        found.busy = sum(row["strangers"] > BUSY for row in runs)
+        found.failed = [f"ours, round {r['round']}: {r['why']}" for r in runs if r["tool"] == OURS and not r["ok"]]
+        last = {row["when"]: row["off"] for row in mine if row["kind"] == "calibration"}
+        found.off = [reason for reasons in last.values() for reason in reasons]
+        found.off += [row["why"] for row in mine if row["kind"] == "unusable"]
+    peaks = [float(row["client_memory"]) for row in rows if row["kind"] == "run" and row["tool"] == OURS and row["ok"]]
     if peaks:
         results.local["memory"] = peaks
+    return results
 
 
-def write(output: Path, results: Results, rows: Rows, facts: Mapping[str, Any], *, complete: bool) -> None:
+def unfinished(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The parts that were begun and not ended."""
+    begun = [row["part"] for row in rows if row["kind"] == "part"]
+    ended = {row["part"] for row in rows if row["kind"] == "end"}
+    return [part for part in begun if part not in ended]
+
+
+def kept(text: str, facts: Mapping[str, Any], asked: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of an earlier run that stay beside those of this one: finished parts that are not measured again.
+
+    Raises BenchError unless both runs are of the same code, machine, and size.
+    """
+    rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+    if not rows:
+        return []
+    differing = [name for name in SAME if rows[0].get(name) != facts[name]]
+    if differing or str(facts["commit"]).endswith("-dirty"):
+        raise BenchError(
+            f"The earlier results cannot stay beside new ones: they differ in {', '.join(differing or ['changes'])}.",
+            "Leave out --keep, or measure with the same commit, machine, rounds and size.",
+        )
+    left_out = {*unfinished(rows), *asked}
+    return [row for row in rows if "part" in row and row["part"] not in left_out]
+
+
+def write(output: Path, rows: Rows, facts: Mapping[str, Any], *, complete: bool) -> None:
     """Write table.txt and summary.json, each replaced as a whole."""
+    results = results_of(rows.all, rounds=facts["rounds"], size=facts["bytes"])
     value = summary(results, rows.all, facts, complete)
     runs = [row for row in rows.all if row["kind"] == "run"]
     state = "" if complete else "INCOMPLETE\n"
@@ -151,6 +183,6 @@ def write(output: Path, results: Results, rows: Rows, facts: Mapping[str, Any], 
     state += f"Absent: {', '.join(absent)}\n" if absent else ""
     text = "\n".join(part for part in (state, table(runs) if runs else "", goals_table(value["goals"])) if part)
     for name, content in (("table.txt", text), ("summary.json", json.dumps(value, indent=1, sort_keys=True) + "\n")):
-        unfinished = output / f"{name}.new"
-        unfinished.write_text(content, encoding="utf-8")
-        unfinished.replace(output / name)
+        half = output / f"{name}.new"
+        half.write_text(content, encoding="utf-8")
+        half.replace(output / name)

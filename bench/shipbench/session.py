@@ -19,7 +19,6 @@ from shipbench.ends import SOURCE, End, await_words, tail
 from shipbench.errors import BenchError
 from shipbench.figures import shuffled
 from shipbench.files import sha256
-from shipbench.goals import LinkResult
 from shipbench.links import Link
 from shipbench.meter import Meter
 from shipbench.peers import OURS, Job, Peer, failure
@@ -60,7 +59,6 @@ class Session:
 
     def __init__(self, plan: Plan, link: Link, source: End, store: End, rows: Rows, say: Say) -> None:
         self.plan, self.link, self.source, self.store, self.rows, self.say = plan, link, source, store, rows, say
-        self.result = LinkResult(absent=list(plan.absent))
         self._work = plan.scratch / "work"
         self._place = plan.scratch / f"sshd-{link.name}"
         self._stopped: set[str] = set()
@@ -75,14 +73,13 @@ class Session:
             self.say(f"{self.link.title}: {wire.means}")
             off = self._calibrate(wire, "before")
             if off and not plan.smoke:
-                self.result.off += off
                 raise BenchError("the link is not what it says, so nothing is measured on it: " + "; ".join(off))
             server = Server(self.source, self._place).start()
             try:
                 self._rounds(Meter(wire, server, plan.scratch), server, after_round)
             finally:
                 self.source.stop(server.pid)
-            self.result.off += [*off, *self._calibrate(wire, "after")]
+            self._calibrate(wire, "after")
 
     # -- calibration ------------------------------------------------------------------------------------------------
     def _calibrate(self, wire: Wire, when: str) -> list[str]:
@@ -90,14 +87,14 @@ class Session:
         off: list[str] = []
         for attempt in range(CALIBRATIONS):
             counters, used = wire.counters(), wire.processor_time()
-            measured = self._probe(full=when == "before" and attempt == 0)
+            measured = self._probe(full=when == "before" and attempt == 0 and not self.plan.smoke)
             own = calibration.difference(wire.counters(), counters)
             seen = Measured(measured["rtt"], measured.get("rate", 0.0), measured["sent"], measured["lost"])
             off = [*calibration.off(self.link, seen), *calibration.emulator_off(self.link, own)]
             self.rows.add(
                 {
                     "kind": "calibration",
-                    "link": self.link.name,
+                    "part": self.link.name,
                     "when": when,
                     "means": wire.means,
                     "measured": measured,
@@ -114,7 +111,8 @@ class Session:
 
     def _probe(self, *, full: bool) -> dict[str, Any]:
         """Run the probes at both ends."""
-        command = [sys.executable, "-m", probe.__name__]
+        # What a busy machine keeps from the probes must not be taken for the link's doing.
+        command = ["chrt", "--rr", "5", sys.executable, "-m", probe.__name__]
         environment = {"PYTHONPATH": str(self.plan.package)}
         output = self.plan.scratch / "probe"
         serving = self.source.start(
@@ -170,7 +168,7 @@ class Session:
             self._stopped.add(name)
         row = {
             "kind": "run",
-            "link": self.link.name,
+            "part": self.link.name,
             "round": number,
             "tool": name,
             "bytes": plan.size,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shipbench import cli, report, wire
+from shipbench import cli, options, report, wire
 from shipbench.ends import End
-from shipbench.goals import GOALS, LinkResult, Results
+from shipbench.errors import BenchError
+from shipbench.goals import GOALS
 from shipbench.links import LINKS
 from shipbench.peers import OURS, PEERS
 
@@ -19,7 +20,7 @@ from shipbench.peers import OURS, PEERS
 def run(tool: str, number: int, seconds: float, why: str = "", strangers: float = 0.0) -> dict[str, Any]:
     return {
         "kind": "run",
-        "link": "lan",
+        "part": "lan",
         "tool": tool,
         "round": number,
         "bytes": 1 << 30,
@@ -37,12 +38,30 @@ def run(tool: str, number: int, seconds: float, why: str = "", strangers: float 
     }
 
 
-FACTS = {"peers": {peer.name: "" if peer.name == "lftp" else "1.0" for peer in PEERS}, "kernel": "6.1"}
+FACTS = {
+    "peers": {peer.name: "" if peer.name == "lftp" else "1.0" for peer in PEERS},
+    "commit": "abc",
+    "kernel": "6.1",
+    "processors": 2,
+    "rounds": 5,
+    "bytes": 1 << 30,
+    "workers": None,
+}
+
+
+PART = {"kind": "part", "part": "lan", "absent": ["lftp"]}
+END = {"kind": "end", "part": "lan"}
+
+
+def calibration(when: str, off: list[str]) -> dict[str, Any]:
+    return {"kind": "calibration", "part": "lan", "when": when, "off": off}
 
 
 @pytest.fixture
 def rows(tmp_path: Path) -> report.Rows:
     rows = report.Rows(tmp_path / "results.jsonl")
+    rows.add({"kind": "facts", **FACTS})
+    rows.add(PART)
     for number in range(1, 6):
         rows.add(run(OURS, number, 2.0))
         rows.add(run("scp", number, 4.0 if number > 1 else 2.1, strangers=0.5 if number == 2 else 0.0))
@@ -50,43 +69,68 @@ def rows(tmp_path: Path) -> report.Rows:
     return rows
 
 
-@pytest.fixture
-def results(rows: report.Rows) -> Results:
-    results = Results(links={"lan": LinkResult(absent=["lftp"])})
-    report.fill(results, rows)
-    return results
+def goals(rows: report.Rows, **more: Any) -> dict[str, Any]:
+    results = report.results_of(rows.all, **{"rounds": 5, "size": 1 << 30, **more})
+    return {goal["name"]: goal for goal in report.summary(results, rows.all, FACTS, complete=True)["goals"]}
 
 
 def test_every_run_is_a_line(rows: report.Rows, tmp_path: Path) -> None:
     rows.close()
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
-    assert [json.loads(line)["tool"] for line in lines[:3]] == [OURS, "scp", "rsync"]
-    assert len(lines) == 15
+    assert [json.loads(line)["tool"] for line in lines[2:5]] == [OURS, "scp", "rsync"]
+    assert len(lines) == 17
 
 
-def test_the_summary_holds_every_goal(rows: report.Rows, results: Results) -> None:
-    value = report.summary(results, rows.all, FACTS, complete=True)
-    assert [goal["name"] for goal in value["goals"]] == [goal.name for goal in GOALS]
-    scp = next(goal for goal in value["goals"] if goal["name"] == "lan-scp")
+def test_the_summary_holds_every_goal(rows: report.Rows) -> None:
+    found = goals(rows)
+    assert list(found) == [goal.name for goal in GOALS]
+    scp = found["lan-scp"]
     assert (scp["median"], scp["low"], scp["high"], scp["n"], scp["met"]) == (2.0, 1.05, 2.0, 5, True)
-    assert (value["complete"], value["smoke"], value["busy_runs"], value["runs"]) == (True, False, 1, 15)
-    memory = next(goal for goal in value["goals"] if goal["name"] == "memory")
-    assert (memory["median"], memory["met"]) == (90_000_000, True)
+    assert scp["busy_runs"] == 1
+    assert (found["memory"]["median"], found["memory"]["met"]) == (90_000_000, True)
+    assert found["1g-20ms"]["why"] == ["not run"]
 
 
-def test_a_run_of_ours_that_failed_is_in_the_summary(rows: report.Rows, results: Results) -> None:
+def test_the_summary_says_what_kind_of_run_it_was(rows: report.Rows) -> None:
+    value = report.summary(report.results_of(rows.all, rounds=1, size=1 << 30), rows.all, FACTS, complete=False)
+    assert (value["complete"], value["smoke"], value["busy_runs"], value["runs"]) == (False, True, 1, 15)
+    assert value["kernel"] == "6.1"
+
+
+def test_a_run_of_ours_that_failed_is_in_the_summary(rows: report.Rows) -> None:
     rows.add(run(OURS, 6, 1.0, why="what landed has another SHA-256"))
-    report.fill(results, rows)
-    value = report.summary(results, rows.all, FACTS, complete=True)
-    scp = next(goal for goal in value["goals"] if goal["name"] == "lan-scp")
+    scp = goals(rows)["lan-scp"]
     assert scp["met"] is False
     assert scp["why"] == ["ours, round 6: what landed has another SHA-256"]
 
 
-def test_what_is_written_can_be_read_and_says_what_is_missing(
-    rows: report.Rows, results: Results, tmp_path: Path
-) -> None:
-    report.write(tmp_path, results, rows, FACTS, complete=False)
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ([calibration("before", ["rtt"]), calibration("before", [])], []),
+        ([calibration("before", []), calibration("after", ["rtt"])], ["the link is off: rtt"]),
+        ([{"kind": "unusable", "part": "lan", "why": "no sshd"}], ["the link is off: no sshd"]),
+    ],
+)
+def test_the_last_calibration_counts(rows: report.Rows, more: list[dict[str, Any]], why: list[str]) -> None:
+    for row in more:
+        rows.add(row)
+    scp = goals(rows)["lan-scp"]
+    assert scp["why"] == why
+    assert scp["met"] is (None if why else True)
+
+
+def test_measurements_without_a_link(rows: report.Rows) -> None:
+    for number in range(1, 6):
+        rows.add({"kind": "verify", "part": "verify", "round": number, "value": 0.95})
+    rows.add({"kind": "unusable", "part": "catalogue", "why": "no such module"})
+    found = goals(rows)
+    assert (found["verify-at-rest"]["median"], found["verify-at-rest"]["met"]) == (0.95, True)
+    assert (found["catalogue"]["met"], found["catalogue"]["why"]) == (False, ["no such module"])
+
+
+def test_what_is_written_can_be_read_and_says_what_is_missing(rows: report.Rows, tmp_path: Path) -> None:
+    report.write(tmp_path, rows, FACTS, complete=False)
     assert json.loads((tmp_path / "summary.json").read_text())["complete"] is False
     text = (tmp_path / "table.txt").read_text()
     assert text.startswith("INCOMPLETE\nAbsent: lftp\n")
@@ -95,8 +139,39 @@ def test_what_is_written_can_be_read_and_says_what_is_missing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.jsonl", "summary.json", "table.txt"]
 
 
+# -- keeping what was measured before ----------
+def text_of(*rows: dict[str, Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_finished_parts_that_are_not_measured_again_are_kept() -> None:
+    other = {**PART, "part": "1g-20ms"}
+    text = text_of({"kind": "facts", **FACTS}, PART, run("scp", 1, 2.0), END, other, run("scp", 1, 2.0))
+    assert report.kept(text, FACTS, ["verify"]) == [PART, run("scp", 1, 2.0), END, run("scp", 1, 2.0)]
+    assert report.kept(text_of({"kind": "facts", **FACTS}, PART, END), FACTS, ["lan"]) == []
+    assert report.kept("", FACTS, ["lan"]) == []
+
+
+def test_an_unfinished_part_is_not_kept() -> None:
+    text = text_of({"kind": "facts", **FACTS}, PART, run("scp", 1, 2.0))
+    assert report.kept(text, FACTS, ["verify"]) == []
+
+
+@pytest.mark.parametrize("name", report.SAME)
+def test_results_of_another_kind_are_not_mixed(name: str) -> None:
+    text = text_of({"kind": "facts", **FACTS}, PART, END)
+    with pytest.raises(BenchError, match=name):
+        report.kept(text, {**FACTS, name: "another"}, ["verify"])
+
+
+def test_results_of_changed_code_are_not_mixed() -> None:
+    facts = {**FACTS, "commit": "abc-dirty"}
+    with pytest.raises(BenchError, match="changes"):
+        report.kept(text_of({"kind": "facts", **facts}, PART, END), facts, ["verify"])
+
+
 def test_the_table_puts_ours_first(rows: report.Rows) -> None:
-    lines = report.table(rows.all).splitlines()
+    lines = report.table([row for row in rows.all if row["kind"] == "run"]).splitlines()
     assert lines[0] == LINKS["lan"].title
     assert [line.split()[0] for line in lines[1:]] == ["tool", "ours", "rsync", "scp"]
     assert "536.9" in lines[2]
@@ -123,20 +198,20 @@ def test_the_emulator_is_told_the_links_promises(tmp_path: Path) -> None:
 
 
 def test_only_names_that_exist_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.parse([]).links == list(LINKS)
-    assert cli.parse(["--only", ""]).only == (*LINKS, *cli.LOCAL)
-    assert cli.parse(["--only", "lan,verify"]).links == ["lan"]
+    assert options.parse([]).links == list(LINKS)
+    assert options.parse(["--only", ""]).only == (*LINKS, *options.LOCAL)
+    assert options.parse(["--only", "lan,verify"]).links == ["lan"]
     for wrong in (["--only", "wan"], ["--rounds", "0"], ["--size", "0"], ["--tools", "ftp"]):
         with pytest.raises(SystemExit) as caught:
-            cli.parse(wrong)
+            options.parse(wrong)
         assert caught.value.code == 2
     assert "'ftp' is none of scp" in capsys.readouterr().err
 
 
 def test_a_small_or_short_run_is_a_smoke_run() -> None:
-    assert not cli.parse([]).smoke
-    assert cli.parse(["--rounds", "4"]).smoke
-    assert cli.parse(["--size", "1023"]).smoke
+    assert not options.parse([]).smoke
+    assert options.parse(["--rounds", "4"]).smoke
+    assert options.parse(["--size", "1023"]).smoke
 
 
 def test_a_person_who_is_not_root_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
