@@ -71,7 +71,7 @@ backups:
       description: The cluster.
       type: str
     state:
-      description: V(published), V(incomplete) (no manifest) or V(failed).
+      description: V(published), V(incomplete) (no manifest), V(failed), or V(removing) (pruned, not gone yet).
       type: str
     published:
       description: Whether it is published and its manifest is understood.
@@ -85,8 +85,21 @@ backups:
     verified_at:
       description: When that was (UTC).
       type: str
+    last_full_read:
+      description: Since when every file of it was read in full and found right (UTC), null if one never was.
+      type: str
+    pin:
+      description: Who pinned it, when, why and until when, null if nobody did.
+      type: dict
+    released:
+      description: Who gave up its being golden, when and why, null if nobody did.
+      type: dict
+    notes:
+      description: What people noted about it, each with who, when and the text as C(why).
+      type: list
+      elements: dict
     reasons:
-      description: Why it is not published.
+      description: What is wrong with it.
       type: list
       elements: dict
     path:

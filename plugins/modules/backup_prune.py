@@ -242,6 +242,7 @@ def body(shell: Shell) -> Outcome:
         headroom=params["headroom"],
         incoming_grace=params["incoming_grace"],
         accept=params["accept"],
+        metrics=params["metrics"],
         run_id=params["run_id"],
     )
     result = prune(store, request, shell.check_mode)

@@ -40,6 +40,33 @@ options:
   max_age:
     description: How old the newest published backup may be, in seconds. Absent means that its age does not matter.
     type: float
+  cron_schedule:
+    description:
+      - The schedule of the backup job as in C(config.yaml), five fields in UTC. The newest backup must have been taken
+        since the last firing that is O(grace) ago.
+    type: str
+  grace:
+    description: How long a backup may take from its firing until it is in the store, in seconds.
+    type: float
+    default: 3600
+  min_ratio:
+    description: How small the newest backup may be, as a fraction of the one before. V(0) does not look.
+    type: float
+    default: 0
+  provenance:
+    description:
+      - V(by_template) asks that a command of the operator said whose the newest backup is, or that a restore proved it.
+      - Absent means that the source it was pulled from is enough.
+    type: str
+    choices: [by_template]
+  slice:
+    description:
+      - Read only one slice of all files, C(n/t), for example V(3/7). Any t runs with all values of n read everything.
+      - V(auto/t) takes the next slice by itself. Presence and size of all files are looked at in every run.
+    type: str
+  metrics:
+    description: Write an OpenMetrics text file as M(kmsops.fortanix_dsm.backup_prune) does.
+    type: path
   report_only:
     description: Return the verdicts without failing.
     type: bool
@@ -108,6 +135,19 @@ verdicts:
     structure:
       description: What could be checked of its structure, V(archive), V(snapshot), V(archive+snapshot) or V(unknown).
       type: str
+    provenance:
+      description: How it is known whose it is, V(by_source), V(by_template) or V(proved_by_restore).
+      type: str
+    partial:
+      description: Whether only some of its files were read.
+      type: bool
+    files:
+      description: How many files were read.
+      type: int
+turn:
+  description: The slice that was read.
+  returned: success
+  type: int
 reasons:
   description: What is wrong with the store as a whole, only with O(report_only=true).
   returned: success
@@ -122,14 +162,22 @@ accepted:
 
 import typing as t
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.cron import CronError, parse
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.rotation import parse_slice
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Reason, Refused
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import (
     Outcome,
     Shell,
     accept_spec,
     run_module,
 )
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._metrics import check_path, write
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._verify import refuse_failed, verify
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._verify import (
+    VerifyRequest,
+    refuse_failed,
+    verify,
+)
 
 
 def argument_spec() -> dict[str, t.Any]:
@@ -141,31 +189,57 @@ def argument_spec() -> dict[str, t.Any]:
         "ids": {"type": "list", "elements": "str", "default": []},
         "newest": {"type": "bool", "default": False},
         "max_age": {"type": "float"},
+        "cron_schedule": {"type": "str"},
+        "grace": {"type": "float", "default": 3600},
+        "min_ratio": {"type": "float", "default": 0},
+        "provenance": {"type": "str", "choices": ["by_template"]},
+        "slice": {"type": "str"},
+        "metrics": {"type": "path"},
         "report_only": {"type": "bool", "default": False},
         "run_id": {"type": "str", "default": ""},
         **accept_spec(),
     }
 
 
+def request_of(params: dict[str, t.Any], check_mode: bool) -> VerifyRequest:
+    """What is asked. Raises :class:`Refused` with everything that is wrong with it."""
+    reasons = []
+    turn, turns, schedule = None, 1, None
+    try:
+        turn, turns = parse_slice(params["slice"] or "1/1")
+    except ValueError as error:
+        reasons.append(Reason("BAD_SLICE", f"{error}."))
+    try:
+        schedule = parse(params["cron_schedule"]) if params["cron_schedule"] else None
+    except CronError as error:
+        reasons.append(Reason("BAD_SCHEDULE", f"cron_schedule: {error}."))
+    for name in ("max_age", "grace", "min_ratio"):
+        if params[name] is not None and not 0 <= params[name] < float("inf"):
+            reasons.append(Reason("BAD_NUMBER", f"{name} is {params[name]:g}: it cannot be negative."))
+    if reasons:
+        raise Refused("This cannot be asked.", reasons[0].code, "Correct the options.", reasons=reasons)
+    names = ("ids", "newest", "max_age", "grace", "min_ratio", "provenance", "run_id")
+    chosen = {name: params[name] for name in names}
+    return VerifyRequest(turn=turn, turns=turns, schedule=schedule, record=not check_mode, **chosen)
+
+
 def body(shell: Shell) -> Outcome:
     """Verify."""
     params = shell.params
+    request = request_of(params, shell.check_mode)
+    check_path(params["metrics"])
     store = ClusterStore.require(
         params["store"], cluster_id=params["cluster_id"] or "", fingerprint=params["fingerprint"] or ""
     )
-    result = verify(
-        store,
-        params["ids"],
-        newest=params["newest"],
-        max_age=params["max_age"],
-        run_id=params["run_id"],
-        record=not shell.check_mode,
-    )
+    result = verify(store, request)
+    if params["metrics"] and not shell.check_mode:
+        write(store, params["metrics"])
     accepted = refuse_failed(result, params["accept"], params["report_only"])
     return Outcome(
         False,
         cluster_id=store.identity.cluster_id,
         verdicts=[verdict.as_dict() for verdict in result.verdicts],
+        turn=result.turn,
         reasons=[reason.as_dict() for reason in result.reasons if reason not in accepted],
         accepted=[reason.as_dict() for reason in accepted],
     )
@@ -173,7 +247,11 @@ def body(shell: Shell) -> Outcome:
 
 def main() -> None:
     """Entry point."""
-    run_module(argument_spec(), body, mutually_exclusive=[("cluster_id", "fingerprint"), ("ids", "newest")])
+    run_module(
+        argument_spec(),
+        body,
+        mutually_exclusive=[("cluster_id", "fingerprint"), ("ids", "newest"), ("newest", "slice"), ("ids", "slice")],
+    )
 
 
 if __name__ == "__main__":

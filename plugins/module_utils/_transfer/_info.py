@@ -14,8 +14,9 @@ import typing as t
 
 from .._core import ledger
 from .._core.openability import classify, copy_of
+from ._keeping import Kept, keep, last_full_read
 from ._ship import describe
-from ._store import ClusterStore, Entry, identities
+from ._store import ClusterStore, identities
 
 
 def info(root: str, cluster_id: str, fingerprint: str) -> dict[str, t.Any]:
@@ -29,7 +30,7 @@ def info(root: str, cluster_id: str, fingerprint: str) -> dict[str, t.Any]:
     clusters = []
     for store in stores:
         folded = ledger.fold(store.ledger.chain().events)
-        backups.extend(_described(store, entry, folded) for entry in store.entries())
+        backups.extend(_described(store, one, folded) for one in keep(store, folded, store.entries()))
         incoming.extend(store.incoming())
         clusters.append(
             {
@@ -40,18 +41,22 @@ def info(root: str, cluster_id: str, fingerprint: str) -> dict[str, t.Any]:
     return {"clusters": clusters, "backups": backups, "incoming": incoming, "table": table(backups)}
 
 
-def _described(store: ClusterStore, entry: Entry, folded: ledger.Folded) -> dict[str, t.Any]:
-    record = folded.backups.get(entry.id, {})
-    verdict = record.get("verdict", "unverified") if entry.manifest else "failed"
+def _described(store: ClusterStore, one: Kept, folded: ledger.Folded) -> dict[str, t.Any]:
+    entry = one.entry
+    said = one.notes.as_dict()
     common = {
         "id": entry.id,
         "cluster_id": store.identity.cluster_id,
         "state": entry.state,
         "published": entry.manifest is not None,
-        "verdict": verdict,
-        "verified": verdict == "ok",
-        "verified_at": record.get("verified_at"),
-        "reasons": [{"code": item.code, "message": item.message} for item in entry.problems],
+        "verdict": one.verdict,
+        "verified": one.verdict == "ok",
+        "verified_at": one.verified_at,
+        "last_full_read": last_full_read(store, entry),
+        "pin": said["pin"],
+        "released": said["released"],
+        "notes": said["notes"],
+        "reasons": [{"code": item.code, "message": item.message} for item in one.problems],
     }
     if entry.manifest is None:
         return common
@@ -66,12 +71,14 @@ def _described(store: ClusterStore, entry: Entry, folded: ledger.Folded) -> dict
 
 
 def table(backups: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
-    """Lines of a table: id, size, state, verdict, start of the snapshot, worth to each node."""
-    rows = [("BACKUP", "BYTES", "STATE", "VERDICT", "SNAPSHOT STARTED", "WORTH TO")]
+    """Lines of a table: id, size, state, verdict, start of the snapshot, pin, worth to each node."""
+    rows = [("BACKUP", "BYTES", "STATE", "VERDICT", "SNAPSHOT STARTED", "PIN", "WORTH TO")]
     for item in backups:
         worth = ", ".join(f"{pair['node']}: {pair['kind']}" for pair in item.get("pairs", ()))
         why = "; ".join(reason["message"] for reason in item["reasons"])
         started = item.get("snapshot_started") or "unknown"
-        rows.append((item["id"], str(item.get("bytes", "-")), item["state"], item["verdict"], started, worth or why))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return ["  ".join([*(row[column].ljust(widths[column]) for column in range(5)), row[5]]).rstrip() for row in rows]
+        pin = item["pin"]["who"] if item["pin"] else "-"
+        last = "; ".join(filter(None, (worth, why)))
+        rows.append((item["id"], str(item.get("bytes", "-")), item["state"], item["verdict"], started, pin, last))
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    return ["  ".join([*(row[column].ljust(widths[column]) for column in range(6)), row[6]]).rstrip() for row in rows]

@@ -14,7 +14,7 @@ import stat
 import typing as t
 from dataclasses import dataclass
 
-from .._core import ledger, notes, retention
+from .._core import ledger, notes, retention, rotation
 from .._core.manifest import BACKUP_ID
 from .._core.openability import classify, copy_of
 from .._core.strict import Invalid, Problem, utc_seconds
@@ -85,6 +85,28 @@ def keep(store: ClusterStore, folded: ledger.Folded, entries: t.Iterable[Entry])
             problems.append(Problem(error.code, error.message))
         found.append(Kept(entry, verdict, record.get("verified_at"), said, problems))
     return found
+
+
+def read_reads(store: ClusterStore, backup_id: str) -> dict[str, str]:
+    """Path -> when the file was last read in full and found right (UTC); what is not understood was never read."""
+    try:
+        return rotation.parse_reads(read_bytes(os.path.join(store.backups_path, backup_id, "reads.json")), backup_id)
+    except (FileNotFoundError, NotADirectoryError, Invalid, DsmError):
+        return {}
+
+
+def last_full_read(store: ClusterStore, entry: Entry) -> str | None:
+    """Since when every file of a backup was read in full (UTC), None if one never was."""
+    reads = read_reads(store, entry.id)
+    if entry.manifest is None or any(item.path not in reads for item in entry.manifest.files):
+        return None
+    return min(reads[item.path] for item in entry.manifest.files)
+
+
+def least_recent_read(store: ClusterStore, kept: t.Iterable[Kept]) -> float | None:
+    """Since when every file of every published backup was read in full (s); None if one never was."""
+    reads = [last_full_read(store, one.entry) for one in kept if one.entry.manifest is not None]
+    return utc_seconds(min(filter(None, reads))) if reads and all(reads) else None
 
 
 def tampered(backup_id: str) -> Problem:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from .._core import ledger, retention
 from .._core.strict import Problem, utc_text
 from .._errors import DsmError, Reason, Refused, refuse_unless_accepted
+from . import _metrics
 from ._keeping import items, keep, lacking, lost_history, members, remains, tree_bytes
 from ._store import Checkpoint, ClusterStore, Entry, as_reasons, no_checkpoint, remove_tree
 
@@ -36,6 +37,7 @@ class PruneRequest:
     headroom: float = 0.1
     incoming_grace: float = 604800.0
     accept: t.Sequence[str] = ()
+    metrics: str | None = None
     run_id: str = ""
     checkpoint: Checkpoint = no_checkpoint
 
@@ -94,8 +96,11 @@ def prune(store: ClusterStore, request: PruneRequest, check_mode: bool) -> Prune
             "keep is the number of verified copies that always stay: give 1 or more, better 3.",
             reasons=as_reasons(problems),
         )
+    _metrics.check_path(request.metrics)
     run = _Run(store, request, check_mode)
     run.go()
+    if not check_mode:
+        run.guarded("the metrics", run.tell)
     if run.result.failures:
         codes = {reason.code for reason in run.result.failures}
         raise Refused(
@@ -115,6 +120,7 @@ class _Run:
         self.request = request
         self.check_mode = check_mode
         self.result = PruneResult()
+        self.policy = request.policy
         self.whole_run_locked = False
 
     def go(self) -> None:
@@ -124,11 +130,11 @@ class _Run:
             self._begin(stack)
             result.before = self._seen()
             stale = self._stale()
-            unfinished = self._unfinished()
+            unfinished = self._unfinished(result.before["backups"])
             if not self.check_mode:
                 self._finish(dict.fromkeys(unfinished, ("UNFINISHED",)))
                 for name in stale:
-                    self._guarded(name, functools.partial(self._clear, name))
+                    self.guarded(name, functools.partial(self._clear, name))
             plan = self._plan(0 if not self.check_mode else self._size(unfinished, stale))
             result.plan = plan
             if plan.missing:
@@ -175,14 +181,11 @@ class _Run:
     def _seen(self) -> dict[str, list[str]]:
         return {"backups": self.store.backup_names(), "incoming": self.store.incoming()}
 
-    def _unfinished(self) -> list[str]:
+    def _unfinished(self, names: t.Sequence[str]) -> list[str]:
         """Backups whose removal began and did not end."""
-        pruned = {event.subject for event in self.store.ledger.chain().events if event.kind == "pruned"}
-        return [
-            entry.id
-            for entry in self.store.entries()
-            if entry.state == "removing" or (entry.state == "incomplete" and entry.id in pruned)
-        ]
+        bare = [name for name in names if not self.store.has_manifest(name)]
+        pruned = {event.subject for event in self.store.ledger.chain().events if event.kind == "pruned"} if bare else ()
+        return [name for name in bare if name in pruned or self.store.entry(name).state == "removing"]
 
     def _stale(self) -> list[str]:
         """Unfinished transfers that nobody touched for the grace; they never counted (F14)."""
@@ -214,7 +217,7 @@ class _Run:
         folded = ledger.fold(chain.events)
         found = items(self.store, keep(self.store, folded, entries), folded, now)
         by_id = {entry.id: entry for entry in entries}
-        policy = self.request.policy._replace(need=self._need(entries))
+        self.policy = policy = self.request.policy._replace(need=self._need(entries))
         looked_at: set[str] = set()
         while True:
             plan = retention.plan(
@@ -244,7 +247,7 @@ class _Run:
         return int(sizes[-1] * (1 + self.request.headroom)) if sizes else 0
 
     # -- removing ---------------------------------------------------------------------------------------------------
-    def _guarded(self, name: str, act: t.Callable[[], None]) -> bool:
+    def guarded(self, name: str, act: t.Callable[[], None]) -> bool:
         """Do it; a failure is noted and stops nothing else (F28). Whether it was done."""
         try:
             act()
@@ -264,8 +267,14 @@ class _Run:
             return True
         return False
 
+    def tell(self) -> None:
+        """Remember the policy and write the metrics."""
+        _metrics.remember_policy(self.store, self.policy)
+        if self.request.metrics is not None:
+            _metrics.write(self.store, self.request.metrics)
+
     def _unpublished(self, name: str) -> bool:
-        return self._guarded(name, functools.partial(self._unpublish, name))
+        return self.guarded(name, functools.partial(self._unpublish, name))
 
     def _unpublish(self, name: str) -> None:
         """Take the manifest away if nobody pinned or reads the backup since the plan was made."""
@@ -281,10 +290,10 @@ class _Run:
     def _finish(self, chosen: t.Mapping[str, t.Sequence[str]]) -> list[str]:
         """Remove the data of what is un-published, record it, then remove its directory. Returns what is gone."""
         sizes = {name: tree_bytes(os.path.join(self.store.backups_path, name)) for name in chosen}
-        erased = [name for name in chosen if self._guarded(name, functools.partial(self._erase, name))]
+        erased = [name for name in chosen if self.guarded(name, functools.partial(self._erase, name))]
         if erased:
             self._record({name: chosen[name] for name in erased})
-        gone = [name for name in erased if self._guarded(name, functools.partial(self._drop, name))]
+        gone = [name for name in erased if self.guarded(name, functools.partial(self._drop, name))]
         self.result.freed += sum(sizes[name] for name in gone)
         return gone
 

@@ -66,12 +66,13 @@ def sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: str, data: bytes) -> None:
+def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
     """Replace a file as a whole and durably. Raises :class:`Refused` (code STORE_FULL) or OSError."""
     temporary = f"{path}.new"
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -327,6 +328,10 @@ class ClusterStore:
                 reasons=as_reasons(entry.problems),
             )
         return entry.manifest
+
+    def has_manifest(self, backup_id: str) -> bool:
+        """Whether there is a manifest, good or bad."""
+        return os.path.lexists(os.path.join(self.backups_path, backup_id, "manifest.json"))
 
     def data_path(self, backup_id: str) -> str:
         """Where the files of a published backup are."""

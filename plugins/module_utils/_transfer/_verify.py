@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -15,18 +16,31 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
+from .._core import freshness, ledger, rotation
+from .._core.cron import Schedule
 from .._core.manifest import FileEntry, Manifest
-from .._core.strict import Problem, utc_seconds, utc_text
+from .._core.strict import Problem, utc_text
 from .._errors import DsmError, Reason
 from . import _structure
-from ._store import ClusterStore, Entry
+from ._keeping import lost_history, read_reads, tampered
+from ._store import ClusterStore, Entry, read_bytes, write_atomically
 
 _PIECE = 1 << 20
+_REMEDIES = {
+    "NO_BACKUP": "Run playbook ship_backups.",
+    "STALE": "Look at the backup job of the cluster and at the last run of ship_backups.",
+    "LATE": "Look at the backup job of the cluster and at the last run of ship_backups.",
+    "CLOCK_SKEW": "Repair time synchronisation of the store.",
+    "SHRUNK": "Find out whether so much was deleted; if so, accept SHRUNK once.",
+}
 
 
 @dataclass
 class Verdict:
-    """``ok`` or ``failed`` for one backup, with every reason, the bytes that were read and the time (s) it took."""
+    """``ok`` or ``failed`` for one backup, with every reason, the bytes that were read and the time (s) it took.
+
+    ``partial``: only some of its files were read, so ``ok`` proves nothing about the others.
+    """
 
     id: str
     verdict: str
@@ -34,8 +48,11 @@ class Verdict:
     bytes: int = 0
     seconds: float = 0.0
     structure: str = "unknown"
+    provenance: str = "unknown"
     digest: str = ""
     published_at: str | None = None
+    partial: bool = False
+    files: int = 0
 
     def as_dict(self) -> dict[str, t.Any]:
         """For a module's result."""
@@ -50,65 +67,130 @@ class VerifyResult:
 
     verdicts: list[Verdict] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
+    turn: int = 0
 
 
-def verify(
-    store: ClusterStore, ids: t.Sequence[str], *, newest: bool, max_age: float | None, run_id: str, record: bool
-) -> VerifyResult:
-    """Read the chosen backups (all, the newest, or those named) and record each verdict in the ledger.
+@dataclass(frozen=True)
+class VerifyRequest:
+    """Which backups (all, the newest, or ``ids``), which files of them (``turn`` of ``turns``, None: the next one), and
+    how new (s) and large the newest must be."""
 
-    ``max_age`` (s) is how old the newest published backup may be. Nothing published is a failure, not an empty success.
+    ids: t.Sequence[str] = ()
+    newest: bool = False
+    turn: int | None = None
+    turns: int = 1
+    max_age: float | None = None
+    schedule: Schedule | None = None
+    grace: float = 0.0
+    min_ratio: float = 0.0
+    provenance: str | None = None
+    run_id: str = ""
+    record: bool = True
+
+
+def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
+    """Read the chosen backups and record each verdict in the ledger.
+
+    Nothing published is a failure, not an empty success.
     """
-    entries = {entry.id: entry for entry in store.entries()}
+    entries = {entry.id: entry for entry in store.entries() if entry.state != "removing"}
     published = [entry for entry in entries.values() if entry.manifest is not None]
-    result = VerifyResult()
-    _freshness(store, published, max_age, result)
-    _ledger(store, published, result)
-    if ids:
-        chosen = [entries.get(name) or _absent(name) for name in ids]
-    elif newest:
+    chain = store.ledger.chain()
+    folded = ledger.fold(chain.events)
+    result = VerifyResult(turn=_turn(store, request))
+    _judge_store(request, published, folded, result)
+    _judge_ledger(store, chain, published, folded, result)
+    if request.ids:
+        chosen = [entries.get(name) or _absent(name) for name in request.ids]
+    elif request.newest:
         chosen = published[-1:]
     else:
         chosen = [entry for entry in entries.values() if entry.state != "incomplete"]
-    broken = bool(store.ledger.chain().problems)
     for entry in chosen:
-        verdict = verify_entry(store, entry)
-        result.verdicts.append(verdict)
-        if record and not broken and entry.id in entries:
-            data = {
-                "verdict": verdict.verdict,
-                "digest": verdict.digest,
-                "bytes": verdict.bytes,
-                "codes": sorted({item.code for item in verdict.reasons}),
-            }
-            store.ledger.append(run_id=run_id, kind="verified", subject=entry.id, data=data)
+        with store.reading(entry.id):
+            verdict = _verify_entry(store, entry, folded, result.turn, request)
+            result.verdicts.append(verdict)
+            looked = verdict.files or verdict.verdict != "ok"
+            if looked and request.record and not chain.problems and entry.id in entries:
+                _record(store, verdict, request.run_id)
+    if request.record and request.turns > 1 and request.turn is None:
+        path = os.path.join(store.path, "rotation.json")
+        write_atomically(path, rotation.dump_turn(rotation.turn_after(result.turn, request.turns), request.turns))
     return result
+
+
+def _turn(store: ClusterStore, request: VerifyRequest) -> int:
+    if request.turn is not None:
+        return request.turn
+    with contextlib.suppress(FileNotFoundError, DsmError):
+        return rotation.next_turn(read_bytes(os.path.join(store.path, "rotation.json")), request.turns)
+    return 1
+
+
+def _record(store: ClusterStore, verdict: Verdict, run_id: str) -> None:
+    data = {
+        "verdict": verdict.verdict,
+        "digest": verdict.digest,
+        "bytes": verdict.bytes,
+        "codes": sorted({item.code for item in verdict.reasons}),
+    }
+    if verdict.partial:
+        data["partial"] = True
+    store.ledger.append(run_id=run_id, kind="verified", subject=verdict.id, data=data)
 
 
 def _absent(name: str) -> Entry:
     return Entry(name, "failed", None, (Problem("NOT_PUBLISHED", f"there is no backup {name!r}"),))
 
 
-def verify_entry(store: ClusterStore, entry: Entry) -> Verdict:
-    """Manifest, presence, size, SHA-256, structure of one backup."""
+def _verify_entry(
+    store: ClusterStore, entry: Entry, folded: ledger.Folded, turn: int, request: VerifyRequest
+) -> Verdict:
+    """Manifest, presence, size, SHA-256, structure of one backup, of those files whose turn it is."""
     started = time.monotonic()
     if entry.manifest is None:
         return Verdict(entry.id, "failed", list(entry.problems))
     manifest = entry.manifest
     verdict = Verdict(entry.id, "failed", [], digest=manifest.digest, published_at=manifest.published_at)
+    proved = any(item.get("backup") == entry.id for item in folded.proved)
+    verdict.provenance = "proved_by_restore" if proved else manifest.provenance
+    known = folded.backups.get(entry.id)
+    if known is not None and known.get("digest") != manifest.digest:
+        verdict.reasons.append(tampered(entry.id))
     data = store.data_path(entry.id)
+    chosen = [item for item in manifest.files if rotation.slice_of(entry.id, item.path, request.turns) == turn]
+    verdict.partial = len(chosen) < len(manifest.files)
     try:
         _presence(data, manifest, verdict)
-        for item in manifest.files:
-            _content(data, item, verdict)
+        right = [item.path for item in chosen if _content(data, item, verdict)]
         if not verdict.reasons:
-            verdict.structure, problems = _structure.check(data, [item.path for item in manifest.files])
-            verdict.reasons.extend(problems)
+            _shape(data, [item.path for item in chosen], verdict)
+            if request.record and right:
+                _remember_reads(store, entry.id, right)
     except OSError as error:
         verdict.reasons.append(Problem("UNREADABLE", f"{error.filename or data}: {error.strerror or error}"))
     verdict.verdict = "failed" if verdict.reasons else "ok"
     verdict.seconds = round(time.monotonic() - started, 3)
     return verdict
+
+
+def _shape(data: str, paths: t.Sequence[str], verdict: Verdict) -> None:
+    """Structure of what was read: of the whole, or file by file where only some were."""
+    if not verdict.partial:
+        verdict.structure, problems = _structure.check(data, paths)
+        verdict.reasons.extend(problems)
+        return
+    for path in paths:
+        kind, problem = _structure.check_file(os.path.join(data, path))
+        if problem:
+            verdict.reasons.append(Problem("TRUNCATED", f"{path} is not a complete {kind} file: {problem}"))
+
+
+def _remember_reads(store: ClusterStore, backup_id: str, paths: t.Iterable[str]) -> None:
+    """Evidence of when each file was last read in full and found right."""
+    now = utc_text(time.time())
+    reads = {**read_reads(store, backup_id), **dict.fromkeys(paths, now)}
+    write_atomically(os.path.join(store.backups_path, backup_id, "reads.json"), rotation.dump_reads(backup_id, reads))
 
 
 def _presence(data: str, manifest: Manifest, verdict: Verdict) -> None:
@@ -137,72 +219,97 @@ def _presence(data: str, manifest: Manifest, verdict: Verdict) -> None:
     )
 
 
-def _content(data: str, item: FileEntry, verdict: Verdict) -> None:
+def _content(data: str, item: FileEntry, verdict: Verdict) -> bool:
+    """Read one file in full; whether it is what was published."""
     path = os.path.join(data, item.path)
     if not os.path.isfile(path) or os.path.islink(path):
-        return
+        return False
     whole = hashlib.sha256()
-    with open(path, "rb") as file:
+    piece = bytearray(_PIECE)
+    view = memoryview(piece)
+    with open(path, "rb", buffering=0) as file:
         while True:
-            piece = file.read(_PIECE)
-            if not piece:
+            count = file.readinto(piece)
+            if not count:
                 break
-            whole.update(piece)
-            verdict.bytes += len(piece)
+            whole.update(view[:count])
+            verdict.bytes += count
+    verdict.files += 1
     if whole.hexdigest() != item.sha256:
         verdict.reasons.append(Problem("CORRUPT", f"{item.path} is not what was published: its SHA-256 differs"))
+        return False
+    return True
 
 
-def _freshness(store: ClusterStore, published: t.Sequence[Entry], max_age: float | None, result: VerifyResult) -> None:
+def _judge_store(
+    request: VerifyRequest, published: t.Sequence[Entry], folded: ledger.Folded, result: VerifyResult
+) -> None:
+    """Age, schedule, size and provenance of the newest."""
     manifests = [entry.manifest for entry in published if entry.manifest is not None]
-    if not manifests:
-        result.reasons.append(
-            Reason("NO_BACKUP", f"{store.path} holds no published backup.", "Run playbook ship_backups.")
-        )
-        return
-    last = manifests[-1]
-    age = time.time() - utc_seconds(last.published_at)
-    if max_age is not None and age > max_age:
-        result.reasons.append(
-            Reason(
-                "STALE",
-                f"the newest backup {last.id} was published {age:.0f} s ago; {max_age:.0f} s are allowed.",
-                "Look at the backup job of the cluster and at the last run of ship_backups.",
-                hard=False,
+    for problem in freshness.problems(
+        manifests,
+        now=time.time(),
+        max_age=request.max_age,
+        schedule=request.schedule,
+        grace=request.grace,
+        min_ratio=request.min_ratio,
+    ):
+        hard = problem.code == "NO_BACKUP"
+        result.reasons.append(Reason(problem.code, f"{problem.message}.", _REMEDIES[problem.code], hard=hard))
+    if request.provenance == "by_template" and manifests and manifests[-1].provenance == "by_source":
+        last = manifests[-1].id
+        if not any(item.get("backup") == last for item in folded.proved):
+            result.reasons.append(
+                Reason(
+                    "PROVENANCE",
+                    f"only its source says that the newest backup {last} is one of this cluster.",
+                    "Ship with identify_argv, or restore it in a rehearsal.",
+                    hard=False,
+                )
             )
-        )
-    if age < -300:
-        result.reasons.append(
-            Reason(
-                "CLOCK_SKEW",
-                f"the newest backup {last.id} was published in the future ({last.published_at}, it is "
-                f"{utc_text(time.time())}).",
-                "Repair time synchronisation of the store.",
-                hard=False,
-            )
-        )
 
 
-def _ledger(store: ClusterStore, published: t.Sequence[Entry], result: VerifyResult) -> None:
-    """The ledger holds together, and still has the event that each manifest says was its last."""
-    chain = store.ledger.chain()
+def _some(names: t.Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _judge_ledger(
+    store: ClusterStore,
+    chain: ledger.Chain,
+    published: t.Sequence[Entry],
+    folded: ledger.Folded,
+    result: VerifyResult,
+) -> None:
+    """The ledger holds together, still has the event that each manifest says was its last, and knows each backup as the
+    store knows what the ledger says it has."""
     for problem in chain.problems:
         result.reasons.append(
             Reason("LEDGER_BROKEN", problem.message, "Module ledger, state verified, says where.", hard=False)
         )
-    hashes = {event.sequence: event.hash for event in chain.events}
-    for entry in published if not chain.problems else ():
-        anchor = entry.manifest.ledger if entry.manifest is not None else {"sequence": 0}
-        if anchor["sequence"] and hashes.get(anchor["sequence"]) != anchor["hash"]:
-            result.reasons.append(
-                Reason(
-                    "LEDGER_ROLLED_BACK",
-                    f"{entry.id} was published after event {anchor['sequence']}, which the ledger does not have so.",
-                    "Events were lost: put back the newest copy of ledger.jsonl.",
-                    hard=False,
-                )
+    if chain.problems:
+        return
+    result.reasons.extend(lost_history(chain, published))
+    here = {entry.id for entry in published}
+    lost = [name for name in folded.backups if name not in here and not store.has_manifest(name)]
+    if lost:
+        result.reasons.append(
+            Reason(
+                "LOST",
+                f"{_some(lost)} was published and never pruned, and is not here any more.",
+                "Find out who removed it. If that was right, append an event 'pruned' to the ledger with the reason.",
+                hard=False,
             )
-            return
+        )
+    unknown = [entry.id for entry in published if entry.id not in folded.backups]
+    if unknown:
+        result.reasons.append(
+            Reason(
+                "UNRECORDED",
+                f"the ledger knows nothing of {_some(unknown)}.",
+                "If a run of ship_backups was killed, the next one records it. If not, somebody else put it there.",
+                hard=False,
+            )
+        )
 
 
 def refuse_failed(result: VerifyResult, accept: t.Collection[str], report_only: bool) -> list[Reason]:

@@ -1,0 +1,63 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""The metrics file of a store, and the retention policy that was last carried out, which it needs to look ahead."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from .._core import ledger, metrics, retention
+from .._core.strict import Invalid, load
+from .._errors import DsmError, Refused
+from ._keeping import items, keep, least_recent_read, members
+from ._store import ClusterStore, read_bytes, write_atomically
+
+
+def check_path(path: str | None) -> None:
+    """Raise :class:`Refused` (code BAD_METRICS) unless a metrics file can be there, before anything else is done."""
+    if path is not None and not (
+        os.path.isabs(path) and path.endswith(".prom") and os.path.isdir(os.path.dirname(path))
+    ):
+        raise Refused(
+            f"Metrics cannot be written to {path}.",
+            "BAD_METRICS",
+            "Give an absolute path that ends with .prom in the existing textfile directory of the node exporter.",
+        )
+
+
+def write(store: ClusterStore, path: str) -> None:
+    """Write the metrics of a store as a whole, readable for all. Raises :class:`Refused` or OSError."""
+    now = time.time()
+    folded = ledger.fold(store.ledger.chain().events)
+    kept = keep(store, folded, store.entries())
+    found = items(store, kept, folded, now)
+    policy = read_policy(store)
+    free = store.free()[0]
+    plan = retention.plan(found, policy, now=now, free=free, members=members(folded)) if policy else None
+    facts = metrics.Facts(store.identity.cluster_id, found, plan, free, now, least_recent_read(store, kept))
+    write_atomically(path, metrics.render(facts).encode("ascii"), mode=0o644)
+
+
+def remember_policy(store: ClusterStore, policy: retention.Policy) -> None:
+    """Keep the policy that was carried out; written only when it is another."""
+    if policy != read_policy(store):
+        data = json.dumps({"schema": 1, **policy._asdict()}, sort_keys=True).encode("ascii")
+        write_atomically(os.path.join(store.path, "retention.json"), data)
+
+
+def read_policy(store: ClusterStore) -> retention.Policy | None:
+    """The policy that was last carried out; None if it is not known, it only serves to look ahead."""
+    try:
+        value = load(read_bytes(os.path.join(store.path, "retention.json")), "retention.json")
+        if value.pop("schema", None) != 1:
+            return None
+        policy = retention.Policy(**value)
+        return None if retention.policy_problems(policy) else policy
+    except (FileNotFoundError, DsmError, Invalid, TypeError):
+        return None

@@ -1,0 +1,464 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pruning a store on disk: killed at every step, raced, starved of space, and lied to.
+
+Numbers are those of the project's list of failure modes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+from many_backups import CLUSTER, Filler, golden
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, ledger
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.notes import Saying
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_text
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _prune, _store
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import say
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import (
+    PruneRequest,
+    PruneResult,
+    prune,
+)
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
+
+TWO = Policy(keep=2, max_copies=2)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing may catch it."""
+
+
+@pytest.fixture
+def filler(tmp_path: Path) -> Filler:
+    return Filler(tmp_path, 8)
+
+
+def fill(filler: Filler, *verdicts: str, **facts: Any) -> list[str]:
+    """Backups that nothing but their verdict tells apart, sealed for nobody."""
+    facts.setdefault("sealed", ())
+    made = [filler.publish(verdict, **facts) for verdict in verdicts]
+    filler.close()
+    return made
+
+
+def store_of(filler: Filler) -> ClusterStore:
+    return ClusterStore.require(str(filler.path.parent))
+
+
+def run(filler: Filler, policy: Policy = TWO, check: bool = False, **request: Any) -> PruneResult:
+    request.setdefault("need", 0)
+    return prune(store_of(filler), PruneRequest(policy, run_id="prune-1", **request), check)
+
+
+def refused(filler: Filler, policy: Policy = TWO, **request: Any) -> DsmError:
+    with pytest.raises(DsmError) as caught:
+        run(filler, policy, **request)
+    return caught.value
+
+
+def here(filler: Filler) -> list[str]:
+    """Numbers of what is published."""
+    return [entry.id[7] for entry in store_of(filler).entries() if entry.state == "published"]
+
+
+def events(filler: Filler, kind: str = "pruned") -> dict[str, Any]:
+    chain = ClusterStore.require(str(filler.path.parent)).ledger.trusted()
+    return {event.subject: event.data for event in chain.events if event.kind == kind}
+
+
+def snapshot(filler: Filler) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(filler.path.rglob("*")) if path.is_file()}
+
+
+def test_it_removes_what_the_plan_says_and_records_it(filler: Filler) -> None:
+    ids = fill(filler, "ok", "failed", "ok", "unverified", "ok", "ok")
+    before = snapshot(filler)
+    planned = run(filler, check=True)
+    assert snapshot(filler) == before
+    done = run(filler)
+    assert planned.removed == [ids[1], ids[0], ids[2], ids[3]] and done.removed == planned.removed
+    assert (planned.before, planned.after) == (done.before, done.after)
+    assert here(filler) == ["5", "6"] and sorted(os.listdir(filler.backups)) == ids[4:]
+    recorded = events(filler)
+    assert list(recorded) == done.removed
+    assert recorded[ids[0]]["codes"] == ["COUNT"] and recorded[ids[0]]["key"] == "key-1"
+    assert [recorded[name]["verdict"] for name in ids[:4]] == ["ok", "failed", "ok", "unverified"]
+    assert done.freed >= 4 * 10
+    after = snapshot(filler)
+    again = run(filler)
+    assert not again.changed and again.removed == [] and snapshot(filler) == after
+    assert any("goes" in line and "COUNT" in line for line in done.returns()["table"])
+
+
+@pytest.mark.parametrize(
+    ("policy", "more", "code"),
+    [
+        (Policy(keep=0), {}, "KEEP_NOTHING"),
+        (Policy(keep=2, max_copies=1), {}, "BAD_POLICY"),
+        (TWO, {"need": -1}, "BAD_POLICY"),
+        (TWO, {"headroom": -0.1}, "BAD_POLICY"),
+        (TWO, {"incoming_grace": float("nan")}, "BAD_POLICY"),
+        (TWO, {"metrics": "relative.prom"}, "BAD_METRICS"),
+        (TWO, {"metrics": "/nonexistent/dsm.prom"}, "BAD_METRICS"),
+    ],
+)
+def test_wrong_use_removes_nothing(filler: Filler, policy: Policy, more: dict[str, Any], code: str) -> None:
+    fill(filler, "ok", "ok", "ok", "ok")
+    before = snapshot(filler)
+    error = refused(filler, policy, **more)
+    assert error.code == code and error.remedy
+    assert snapshot(filler) == before
+
+
+# -- kill -9 -----------------------------------------------------------------------------------------------------------
+
+
+def killing(at: int) -> Callable[[str], None]:
+    counter = itertools.count()
+
+    def checkpoint(_step: str) -> None:
+        if next(counter) == at:
+            raise Killed
+
+    return checkpoint
+
+
+def dead(filler: Filler) -> None:
+    """The process that held the lease is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        (filler.path / "lock").unlink()
+
+
+def test_f09_killed_at_every_step_and_run_again(tmp_path: Path) -> None:
+    """The floor stands at every moment, what is half removed is no backup, and the next run ends as one that lived."""
+    steps = 0
+    for at in itertools.count():
+        root = tmp_path / str(at)
+        filler = Filler(root, 8)
+        ids = fill(filler, "ok", "failed", "ok", "ok", "ok")
+        try:
+            run(filler, checkpoint=killing(at))
+        except Killed:
+            steps += 1
+        dead(filler)
+        assert {"4", "5"} <= set(here(filler))
+        for entry in store_of(filler).entries():
+            if entry.state == "published":
+                assert (filler.backups / entry.id / "data" / "backup.bin").read_bytes() == b"0123456789"
+        done = run(filler)
+        assert here(filler) == ["4", "5"] and sorted(os.listdir(filler.backups)) == ids[3:]
+        assert sorted(events(filler)) == ids[:3]
+        assert not run(filler).changed
+        shutil.rmtree(root)
+        if done.plan is not None and not done.changed:
+            break
+    assert steps == 3 * 4 + 1
+
+
+def test_f09_killed_while_the_directory_itself_was_removed(filler: Filler) -> None:
+    """Manifest and data are gone, recorded it is, a note is left."""
+    ids = fill(filler, "ok", "ok", "ok")
+    run(filler)
+    (filler.backups / ids[0]).mkdir()
+    (filler.backups / ids[0] / "notes.json").write_text("{}")
+    done = run(filler)
+    assert sorted(os.listdir(filler.backups)) == ids[1:]
+    assert done.removed == [] and done.changed
+
+
+# -- others at the same time -------------------------------------------------------------------------------------------
+
+
+def test_f08_a_living_owner_is_not_disturbed_and_a_dead_one_is_taken_over(filler: Filler) -> None:
+    fill(filler, "ok", "ok", "ok")
+    me = _store.this_process()
+    alive = catalogue.Owner(me.host, me.boot_id, os.getppid(), _store._start_time(os.getppid()) or 0)
+    lease = catalogue.Lease("ship-7", alive, utc_text(time.time()), utc_text(time.time() + 900))
+    (filler.path / "lock").write_bytes(catalogue.dump_lease(lease))
+    for check in (True, False):
+        error = refused(filler, check=check)
+        assert error.code == "LOCKED" and "ship-7" in error.message
+    assert here(filler) == ["1", "2", "3"]
+    gone = catalogue.Owner(me.host, me.boot_id, 999_999_999, 1)
+    lease = catalogue.Lease("ship-7", gone, utc_text(time.time()), utc_text(time.time() + 900))
+    (filler.path / "lock").write_bytes(catalogue.dump_lease(lease))
+    done = run(filler)
+    assert "Took over the lease of run ship-7" in done.notes[0] and len(done.removed) == 1
+
+
+def test_f22_what_is_being_read_stays_and_the_rest_goes(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    with store_of(filler).reading(ids[0]):
+        error = refused(filler)
+        assert error.code == "BEING_READ" and ids[0] in error.reasons[0].message
+        assert here(filler) == ["1", "3", "4"]
+        assert (filler.backups / ids[0] / "data" / "backup.bin").read_bytes() == b"0123456789"
+    assert run(filler).removed == [ids[0]]
+
+
+def test_f22_a_reader_that_comes_too_late_is_told(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+    store = store_of(filler)
+    run(filler)
+    with store.reading(ids[0]), pytest.raises(DsmError) as caught:
+        store.published(ids[0])
+    assert caught.value.code == "NOT_PUBLISHED"
+
+
+def test_f15_a_pin_between_plan_and_act_is_honoured(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    store = store_of(filler)
+    pinned = iter(ids[1:2])
+
+    def checkpoint(step: str) -> None:
+        if step == "unpublished":
+            for name in pinned:
+                say(store, name, "pinned", Saying("j.doe", "2026-11-22T00:00:00Z", "wait"), True)
+
+    error = refused(filler, checkpoint=checkpoint)
+    assert error.code == "PINNED" and "j.doe" in error.reasons[0].message
+    assert here(filler) == ["2", "3", "4"]
+
+
+def test_f15_unfinished_transfers_are_not_touched_before_their_grace(filler: Filler) -> None:
+    fill(filler, "ok", "ok")
+    for name, age in (("00000008-20260101T000000Z", 100), ("00000009-20260101T000000Z", 300)):
+        path = filler.path / "incoming" / name
+        path.mkdir(parents=True)
+        for file in ("journal.jsonl", "source.json"):
+            (path / file).write_text("{}")
+        os.utime(path / "source.json", (1, 1))
+        os.utime(path / "journal.jsonl", (time.time() - age,) * 2)
+    (filler.path / "incoming" / "00000010-20260101T000000Z").mkdir()
+    done = run(filler, incoming_grace=200)
+    assert done.cleared == ["00000009-20260101T000000Z"]
+    assert sorted(os.listdir(filler.path / "incoming")) == ["00000008-20260101T000000Z", "00000010-20260101T000000Z"]
+
+
+def test_f15_a_backup_that_is_being_published_right_now_is_no_wreck(filler: Filler) -> None:
+    """Its data is in backups/, its manifest is not, its directory in incoming/ is there: the next ship goes on."""
+    ids = fill(filler, "ok", "ok", "ok")
+    name = ids[0]
+    (filler.backups / name / "manifest.json").unlink()
+    (filler.path / "incoming" / name).mkdir(parents=True)
+    run(filler, Policy(keep=1, max_copies=1))
+    assert (filler.path / "incoming" / name / "data" / "backup.bin").exists()
+
+
+# -- the disk ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
+    """Nothing new can be written until something was removed."""
+    state = {"full": True}
+    real_open, real_rmtree = os.open, shutil.rmtree
+
+    def no_space(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if state["full"] and flags & (os.O_CREAT | os.O_RDWR) and not os.path.exists(path):
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        return real_open(path, flags, *more, **named)
+
+    def rmtree(path: Any, *more: Any, **named: Any) -> None:
+        real_rmtree(path, *more, **named)
+        state["full"] = False
+
+    monkeypatch.setattr(os, "open", no_space)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    yield state
+
+
+def test_f13_a_disk_without_a_single_free_byte_is_no_trap(filler: Filler, full: dict[str, bool]) -> None:
+    """Not even the lease can be written."""
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    done = run(filler)
+    assert done.removed == ids[:2] and not full["full"]
+    assert sorted(events(filler)) == ids[:2]
+    assert not (filler.path / "lock").exists()
+
+
+def test_f13_surplus_makes_room_for_the_next_backup(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is full recovers by itself; one whose floor is all that is left says what is missing."""
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    space = {"free": 5}
+    monkeypatch.setattr(ClusterStore, "free", lambda _self: (space["free"], 1000))
+    keep_all = Policy(keep=2, max_age=1e9)
+    done = run(filler, keep_all, need=None)
+    assert done.removed == ids[:1]  # 10 bytes and 10 % are needed
+    assert events(filler)[ids[0]]["codes"] == ["SPACE"]
+    space["free"] = 0
+    error = refused(filler, keep_all, need=None)
+    assert error.code == "STORE_FULL" and "1 bytes are missing" in error.reasons[0].message
+    assert here(filler) == ["2", "3", "4"]
+    assert run(filler, keep_all, need=None, headroom=0.0).removed == [ids[1]]
+    assert refused(filler, keep_all, need=None, headroom=0.0, check=True).code == "STORE_FULL"
+
+
+def test_f28_one_item_that_cannot_be_removed_stops_nothing_else(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    real = _prune.remove_tree
+
+    def held(path: str) -> None:
+        if ids[0] in path:
+            raise DsmError(f"{path} could not be removed: Operation not permitted.", "CLEANUP_FAILED", "chattr -i")
+        real(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_prune, "remove_tree", held)
+        error = refused(filler)
+    assert error.code == "CLEANUP_FAILED" and ids[0] in error.reasons[0].message
+    assert error.details["removed"] == [ids[1]]
+    assert here(filler) == ["3", "4"]
+    assert run(filler).cleared == [] and sorted(os.listdir(filler.backups)) == ids[2:]
+
+
+def test_f28_an_error_of_the_system_is_one_items_too(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    real = os.rename
+
+    def rename(source: str, target: str) -> None:
+        if ids[0] in str(source):
+            raise PermissionError(errno.EPERM, "Operation not permitted", source)
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    error = refused(filler)
+    assert error.code == "REMOVE_FAILED" and "immutable" in error.reasons[0].remedy
+    assert here(filler) == ["1", "3", "4"]
+
+
+# -- what is not as it seems -------------------------------------------------------------------------------------------
+
+
+def test_f23_a_copy_that_is_only_on_paper_is_no_floor(filler: Filler) -> None:
+    """The newest verified copies have lost a file and half of one: older ones stay instead."""
+    ids = fill(filler, "ok", "ok", "ok", "ok", "ok")
+    (filler.backups / ids[4] / "data" / "backup.bin").unlink()
+    (filler.backups / ids[3] / "data" / "backup.bin").write_bytes(b"01234")
+    error = refused(filler)
+    assert sorted(reason.code for reason in error.reasons) == ["MISSING_FILE", "WRONG_SIZE"]
+    assert error.details["removed"] == ids[:1]
+    assert here(filler) == ["2", "3", "4", "5"]
+
+
+def test_f24_what_is_not_understood_is_not_counted(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok", "ok", "ok")
+    (filler.backups / ids[4] / "manifest.json").write_bytes(b"")
+    path = filler.backups / ids[3] / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"5.4.2031"', b'"5.4.2032"'))
+    assert run(filler).removed == ids[:1]
+    assert here(filler) == ["2", "3"]
+
+
+def test_f24_what_is_not_ours_is_never_removed(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok", "ok", "ok")
+    newer = filler.backups / ids[0] / "manifest.json"
+    newer.write_bytes(newer.read_bytes().replace(b'"schema": 1', b'"schema": 2'))
+    foreign = filler.backups / ids[1] / "manifest.json"
+    foreign.write_bytes(foreign.read_bytes().replace(b"kmsops.fortanix_dsm/backup", b"kmsops.fortanix_dsm/others"))
+    (filler.backups / "12345678-by-hand").mkdir()
+    assert run(filler, Policy(keep=1, max_copies=1, failed_grace=0.0)).removed == ids[2:4]
+    assert sorted(os.listdir(filler.backups)) == [*ids[:2], ids[4], "12345678-by-hand"]
+
+
+def test_f25_a_manifest_that_contradicts_the_ledger_is_not_counted(filler: Filler) -> None:
+    """Data and manifest were replaced, with sums that fit: the ledger remembers other ones."""
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    for index in (2, 3):
+        shutil.rmtree(filler.backups / ids[index])
+        forged = Filler(filler.path.parent / "forged" / str(index), 8)
+        forged.ids = ids[:index]
+        name = forged.publish(
+            "ok", files=(("backup.bin", b"forged"),), sealed=(), when=filler.start + (index + 1) * 3600
+        )
+        assert name == ids[index]
+        shutil.copytree(forged.backups / name, filler.backups / name)
+    assert run(filler).removed == []
+
+
+def test_unreadable_notes_count_as_a_pin(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+    (filler.backups / ids[0] / "notes.json").write_bytes(b"{")
+    done = run(filler)
+    assert done.removed == []
+    assert done.returns()["plan"][0]["reasons"][0]["code"] == "NOTES_UNREADABLE"
+
+
+def test_a_broken_ledger_stops_it_and_a_rolled_back_one_asks(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+    path = filler.path / "ledger.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0].replace(b"5.4", b"5.5"), *lines[1:]]))
+    assert refused(filler).code == "LEDGER_BROKEN"
+    path.write_bytes(b"".join(lines))
+    anchored = {"sequence": 6, "hash": json.loads(lines[5])["hash"]}
+    filler.publish("", ledger=anchored, sealed=())
+    assert here(filler) == ["1", "2", "3", "4"]
+    path.write_bytes(b"".join(lines[:-1]))
+    assert refused(filler).code == "LEDGER_ROLLED_BACK"
+    assert here(filler) == ["1", "2", "3", "4"]
+    done = run(filler, Policy(keep=1, max_copies=1), accept=["LEDGER_ROLLED_BACK"])
+    assert done.removed == ids[:1] and done.accepted[0].code == "LEDGER_ROLLED_BACK"
+
+
+@pytest.mark.parametrize("days", [-400, -1, 1, 400])
+def test_f17_a_clock_that_jumps_removes_nothing(filler: Filler, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+    fill(filler, *["ok"] * 6)
+    policy = Policy(keep=1, max_age=5 * 3600.0)
+    assert not run(filler, policy).changed
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + days * 86400)
+    assert not run(filler, policy).changed
+
+
+# -- pins and pairs ----------------------------------------------------------------------------------------------------
+
+
+def test_golden_backups_stay_until_released_and_the_last_pair_even_then(filler: Filler) -> None:
+    gold = fill(filler, "ok", "ok", sealed=(golden(),))
+    plain = fill(filler, "ok", "ok", "ok")
+    assert run(filler).removed == plain[:1]
+    store = store_of(filler)
+    for name in gold:
+        say(store, name, "released", Saying("j.doe", "2026-11-22T00:00:00Z", "dr1 is scrapped"), True)
+    done = run(filler)
+    assert done.removed == gold[:1]
+    codes = {item["id"]: [reason["code"] for reason in item["reasons"]] for item in done.returns()["plan"]}
+    assert codes[gold[1]] == ["LAST_PAIR"]
+
+
+def test_golden_for_a_member_does_not_fill_the_store(filler: Filler) -> None:
+    filler.event("observed_members", CLUSTER, {"fingerprint": "f", "members": [{"name": "dr1"}]}, filler.start)
+    gold = fill(filler, *["ok"] * 5, sealed=(golden(),))
+    assert run(filler).removed == gold[:3]
+
+
+def test_a_pin_ends_a_day_after_its_time(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+    end = int(time.time()) + 1000
+    say(store_of(filler), ids[0], "pinned", Saying("j.doe", utc_text(0), "drill", utc_text(end)), True)
+    for late, expected in ((86400, []), (86401, ids[:1])):
+        monkeypatch.setattr(time, "time", lambda late=late: end + late)
+        assert run(filler).removed == expected
+
+
+def test_ids_are_never_used_again(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    run(filler)
+    assert ids[0] in store_of(filler).seen_ids()
+    assert not ledger.fold(store_of(filler).ledger.trusted().events).backups.keys() & set(ids[:2])
