@@ -46,7 +46,10 @@ class Filler:
         self.ids: list[str] = []
 
     def event(self, kind: str, subject: str, data: dict[str, Any], when: float) -> None:
-        """One event more; :meth:`close` writes it."""
+        """One event more; :meth:`close` writes it. Modules may have appended others since the last time."""
+        written = self.path / "ledger.jsonl"
+        if not self.lines and written.exists():
+            self.head = ledger.read(written.read_bytes()).head
         self.head = ledger.make(self.head, time=utc_text(when), run_id="fill", kind=kind, subject=subject, data=data)
         self.lines.append(self.head.line())
 

@@ -1,0 +1,385 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Verification fails closed: every way in which a stored backup can be wrong, and rotation that reads everything."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from many_backups import FINGERPRINT, Filler
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import cron, manifest, rotation
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import digest
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import read_reads
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._verify import (
+    VerifyRequest,
+    VerifyResult,
+    refuse_failed,
+    verify,
+)
+
+
+@pytest.fixture
+def filler(tmp_path: Path) -> Filler:
+    return Filler(tmp_path, 8)
+
+
+def store_of(filler: Filler) -> ClusterStore:
+    return ClusterStore.require(str(filler.path.parent))
+
+
+def run(filler: Filler, **request: Any) -> VerifyResult:
+    return verify(store_of(filler), VerifyRequest(**{"run_id": "verify-1", **request}))
+
+
+def codes(result: VerifyResult) -> list[list[str]]:
+    return [sorted({reason.code for reason in verdict.reasons}) for verdict in result.verdicts]
+
+
+def doubts(result: VerifyResult) -> list[str]:
+    return [reason.code for reason in result.reasons]
+
+
+def verdict_of(filler: Filler, index: int = -1) -> str:
+    return str(info(str(filler.path.parent), "", "")["backups"][index]["verdict"])
+
+
+def archive(size: int = 20_000) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as packed:
+        for number in range(3):
+            member = tarfile.TarInfo(f"dsm/nb-{number}-big-Data.db")
+            member.size = size
+            packed.addfile(member, io.BytesIO(random.Random(number).randbytes(size)))
+    return out.getvalue()
+
+
+def test_what_is_right_is_ok_and_recorded(filler: Filler) -> None:
+    filler.publish("", files=(("backup.tar.gz", archive()),))
+    filler.close()
+    assert verdict_of(filler) == "unverified"
+    (predicted,) = run(filler, record=False).verdicts
+    assert verdict_of(filler) == "unverified" and read_reads(store_of(filler), filler.ids[0]) == {}
+    (verdict,) = run(filler).verdicts
+    assert (verdict.verdict, verdict.structure, verdict.files, verdict.partial) == ("ok", "archive", 1, False)
+    assert predicted.verdict == "ok" and verdict.bytes == len(archive())
+    assert verdict_of(filler) == "ok"
+    assert list(read_reads(store_of(filler), filler.ids[0])) == ["backup.tar.gz"]
+    assert info(str(filler.path.parent), "", "")["backups"][0]["last_full_read"]
+
+
+# -- the bits ----------------------------------------------------------------------------------------------------------
+
+
+def test_f10_every_flipped_bit_is_found(filler: Filler) -> None:
+    name = filler.publish(files=(("a/backup.bin", bytes(64)), ("b", b"x")), sealed=())
+    filler.close()
+    path = filler.backups / name / "data" / "a" / "backup.bin"
+    for position in range(0, 64, 7):
+        flipped = bytearray(64)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        result = run(filler)
+        assert codes(result) == [["CORRUPT"]] and "a/backup.bin" in result.verdicts[0].reasons[0].message
+    assert verdict_of(filler) == "failed"
+    path.write_bytes(bytes(64))
+    assert codes(run(filler)) == [[]] and verdict_of(filler) == "ok"
+
+
+@pytest.mark.parametrize("part", range(16))
+def test_f02_truncated_at_every_sixteenth(filler: Filler, part: int) -> None:
+    whole = archive()
+    name = filler.publish(files=(("backup.tar.gz", whole),))
+    filler.close()
+    (filler.backups / name / "data" / "backup.tar.gz").write_bytes(whole[: len(whole) * part // 16])
+    result = run(filler)
+    assert codes(result) == [["CORRUPT", "WRONG_SIZE"]] and verdict_of(filler) == "failed"
+    with pytest.raises(DsmError) as caught:
+        refuse_failed(result, ["WRONG_SIZE", "CORRUPT"], False)
+    assert {reason.code for reason in caught.value.reasons} == {"CORRUPT", "WRONG_SIZE"}
+
+
+@pytest.mark.parametrize("part", range(1, 16))
+def test_f02_a_stream_that_was_cut_before_it_was_hashed(filler: Filler, part: int) -> None:
+    """All sums fit, because they were made of the cut file: its structure tells."""
+    whole = archive()
+    filler.publish(files=(("backup.tar.gz", whole[: len(whole) * part // 16]),))
+    filler.close()
+    assert codes(run(filler)) == [["TRUNCATED"]]
+
+
+def test_f02_a_tar_that_was_cut_between_two_members(filler: Filler) -> None:
+    plain = gzip.decompress(archive(512))
+    filler.publish(files=(("backup.tar", plain[:2048]),))
+    filler.publish(files=(("backup.tar", plain),))
+    filler.close()
+    assert codes(run(filler)) == [["TRUNCATED"], []]
+
+
+def test_files_that_are_missing_added_or_no_files(filler: Filler) -> None:
+    for _index in range(4):
+        filler.publish(files=(("data.db", b"1"), ("more.db", b"2")))
+    filler.close()
+    data = [filler.backups / name / "data" for name in filler.ids]
+    (data[0] / "more.db").unlink()
+    (data[1] / "third.db").write_bytes(b"3")
+    (data[2] / "more.db").unlink()
+    (data[2] / "more.db").symlink_to("data.db")
+    shutil.rmtree(data[3])
+    assert codes(run(filler)) == [["MISSING_FILE"], ["EXTRA_FILE"], ["NOT_A_FILE"], ["UNREADABLE"]]
+
+
+def test_a_snapshot_lacks_a_component(filler: Filler) -> None:
+    toc = b"Data.db\nTOC.txt\nDigest.crc32\n"
+    good = (("n1/t/nb-1-big-Data.db", b"rows"), ("n1/t/nb-1-big-TOC.txt", toc), ("n1/t/nb-1-big-Digest.crc32", b"1"))
+    filler.publish(files=good[:2])
+    filler.publish(files=good)
+    filler.close()
+    assert codes(run(filler)) == [["COMPONENT_MISSING"], ["TRUNCATED"]]
+
+
+# -- documents ---------------------------------------------------------------------------------------------------------
+
+
+def resealed(path: Path, **changes: Any) -> None:
+    """A manifest changed by somebody who knows how its checksum is made."""
+    value = {**json.loads(path.read_text()), **changes}
+    value.pop("checksum")
+    value["checksum"] = digest(value)
+    path.write_text(json.dumps(value))
+
+
+def test_f24_every_bad_manifest_fails(filler: Filler) -> None:
+    for _index in range(6):
+        filler.publish()
+    filler.close()
+    paths = [filler.backups / name / "manifest.json" for name in filler.ids]
+    paths[0].write_bytes(b"")
+    paths[1].write_bytes(paths[1].read_bytes()[:-20])
+    resealed(paths[2], schema=2)
+    resealed(paths[3], fingerprint="ab" * 32)
+    paths[4].write_bytes(paths[5].read_bytes())
+    paths[5].unlink()
+    paths[5].mkdir()
+    result = run(filler)
+    assert codes(result) == [["EMPTY"], ["UNREADABLE"], ["NEWER_SCHEMA"], ["FOREIGN"], ["FOREIGN"], ["UNREADABLE"]]
+    assert {verdict.verdict for verdict in result.verdicts} == {"failed"}
+    assert "NO_BACKUP" in doubts(result)
+
+
+def test_f25_data_and_manifest_with_recomputed_sums_contradict_the_ledger(filler: Filler) -> None:
+    name = filler.publish()
+    filler.close()
+    forged = b"9876543210"
+    (filler.backups / name / "data" / "backup.bin").write_bytes(forged)
+    path = filler.backups / name / "manifest.json"
+    entry = manifest.FileEntry("backup.bin", 10, 1, hashlib.sha256(forged).hexdigest())
+    resealed(path, files=[entry.__dict__], digest=manifest.tree_digest([entry]))
+    assert codes(run(filler)) == [["TAMPERED"]] and verdict_of(filler) == "failed"
+
+
+def test_what_the_ledger_does_not_know_or_misses_is_said(filler: Filler) -> None:
+    for _index in range(3):
+        filler.publish()
+    filler.close()
+    filler.publish("")
+    shutil.rmtree(filler.backups / filler.ids[0])
+    (filler.backups / filler.ids[1] / "manifest.json").unlink()
+    result = run(filler)
+    assert doubts(result) == ["LOST", "UNRECORDED"]
+    assert filler.ids[0] in result.reasons[0].message and filler.ids[1] in result.reasons[0].message
+    assert filler.ids[3] in result.reasons[1].message
+    assert not any(reason.hard for reason in result.reasons)
+    assert [one.code for one in refuse_failed(result, ["LOST", "UNRECORDED"], False)] == ["LOST", "UNRECORDED"]
+    with pytest.raises(DsmError):
+        refuse_failed(result, ["LOST"], False)
+
+
+def test_an_empty_store_fails(filler: Filler) -> None:
+    result = run(filler)
+    assert doubts(result) == ["NO_BACKUP"] and result.reasons[0].hard
+    with pytest.raises(DsmError) as caught:
+        refuse_failed(result, ["NO_BACKUP"], False)
+    assert caught.value.code == "NO_BACKUP"
+    assert refuse_failed(result, [], True) == []
+
+
+# -- the newest one ----------------------------------------------------------------------------------------------------
+
+
+def test_f01_a_backup_that_is_due_and_did_not_come(filler: Filler) -> None:
+    now = time.time()
+    filler.publish(when=now - 7000)
+    filler.close()
+    hourly = cron.parse(f"{time.gmtime(now - 5000).tm_min} * * * *")
+    assert doubts(run(filler, schedule=hourly, grace=1000.0)) == ["LATE"]
+    assert doubts(run(filler, schedule=hourly, grace=6000.0)) == []
+    assert doubts(run(filler, max_age=6900.0)) == ["STALE"]
+    assert doubts(run(filler, max_age=7100.0)) == []
+
+
+def test_a_much_smaller_one_is_noticed(filler: Filler) -> None:
+    filler.publish(files=(("a", bytes(100)),))
+    filler.publish(files=(("a", bytes(50)),))
+    filler.close()
+    assert doubts(run(filler, min_ratio=0.51)) == ["SHRUNK"]
+    assert doubts(run(filler, min_ratio=0.5)) == [] and doubts(run(filler)) == []
+
+
+def test_provenance(filler: Filler) -> None:
+    filler.publish()
+    filler.close()
+    result = run(filler, provenance="by_template")
+    assert doubts(result) == ["PROVENANCE"] and result.verdicts[0].provenance == "by_source"
+    filler.event("proved", "dr1", {"backup": filler.ids[0]}, time.time())
+    filler.close()
+    result = run(filler, provenance="by_template")
+    assert doubts(result) == [] and result.verdicts[0].provenance == "proved_by_restore"
+    filler.publish(provenance="by_template")
+    filler.close()
+    assert doubts(run(filler, provenance="by_template")) == []
+
+
+# -- rotation ----------------------------------------------------------------------------------------------------------
+
+
+def many_files(filler: Filler) -> None:
+    for number in range(6):
+        filler.publish(files=tuple((f"t{file}/Data.db", bytes([number, file])) for file in range(5)), sealed=())
+    filler.close()
+
+
+def test_f23_everything_is_read_within_t_runs_while_the_store_changes(filler: Filler) -> None:
+    many_files(filler)
+    at_first = {(name, f"t{file}/Data.db") for name in filler.ids for file in range(5)}
+    read = 0
+    for number in range(7):
+        result = run(filler, turns=7)
+        assert result.turn == number + 1
+        read += sum(verdict.files for verdict in result.verdicts)
+        filler.publish(sealed=())
+        filler.close()
+    store = store_of(filler)
+    seen = {(name, path) for name in filler.ids for path in read_reads(store, name)}
+    assert at_first <= seen and read < 30 + 7
+    assert run(filler, turns=7).turn == 1
+    assert run(filler, turns=3).turn == 1
+
+
+def test_f23_a_flipped_byte_is_found_within_t_runs_and_half_a_look_does_not_excuse_it(filler: Filler) -> None:
+    many_files(filler)
+    name = filler.ids[2]
+    (filler.backups / name / "data" / "t3" / "Data.db").write_bytes(b"!!")
+    found = [turn for turn in range(1, 6) if any(run(filler, turn=turn, turns=5, run_id=str(turn)).verdicts[2].reasons)]
+    assert found == [rotation.slice_of(name, "t3/Data.db", 5)]
+    for turn in range(1, 6):
+        if turn not in found:
+            assert run(filler, turn=turn, turns=5, run_id=f"again {turn}").verdicts[2].verdict == "ok"
+    assert verdict_of(filler, 2) == "failed"
+    assert [verdict_of(filler, index) for index in (0, 1, 3, 4, 5)] == ["ok"] * 5
+
+
+def test_half_a_look_verifies_nothing_that_was_not_verified(filler: Filler) -> None:
+    filler.publish("", files=tuple((f"f{file}", b"1") for file in range(9)), sealed=())
+    filler.close()
+    for turn in range(1, 4):
+        assert run(filler, turn=turn, turns=3).verdicts[0].partial
+    assert verdict_of(filler) == "unverified"
+    assert info(str(filler.path.parent), "", "")["backups"][0]["last_full_read"]
+    run(filler)
+    assert verdict_of(filler) == "ok"
+
+
+def test_a_missing_file_is_noticed_in_every_slice(filler: Filler) -> None:
+    many_files(filler)
+    (filler.backups / filler.ids[0] / "data" / "t0" / "Data.db").unlink()
+    for turn in range(1, 6):
+        assert codes(run(filler, turn=turn, turns=5))[0] == ["MISSING_FILE"]
+
+
+def test_a_cut_archive_is_noticed_in_its_slice(filler: Filler) -> None:
+    cut = archive()[:-100]
+    filler.publish(files=(("a.tar.gz", cut), ("b", b"1"), ("c", b"2"), ("d", b"3")))
+    filler.close()
+    found = [codes(run(filler, turn=turn, turns=3))[0] for turn in range(1, 4)]
+    assert sorted(found) == [[], [], ["TRUNCATED"]]
+
+
+def test_check_mode_takes_no_turn(filler: Filler) -> None:
+    many_files(filler)
+    assert [run(filler, turns=4, record=False).turn for _index in range(2)] == [1, 1]
+    assert not (filler.path / "rotation.json").exists()
+    (filler.path / "rotation.json").write_bytes(b"?")
+    assert run(filler, turns=4).turn == 1 and run(filler, turns=4).turn == 2
+
+
+def test_reads_that_are_not_understood_never_happened(filler: Filler) -> None:
+    filler.publish()
+    filler.close()
+    run(filler)
+    path = filler.backups / filler.ids[0] / "reads.json"
+    assert info(str(filler.path.parent), "", "")["backups"][0]["last_full_read"]
+    path.write_bytes(path.read_bytes()[:-9])
+    assert info(str(filler.path.parent), "", "")["backups"][0]["last_full_read"] is None
+
+
+# -- choosing ----------------------------------------------------------------------------------------------------------
+
+
+def test_choosing(filler: Filler) -> None:
+    for _index in range(3):
+        filler.publish()
+    filler.close()
+    assert [one.id for one in run(filler).verdicts] == filler.ids
+    assert [one.id for one in run(filler, newest=True).verdicts] == filler.ids[2:]
+    result = run(filler, ids=[filler.ids[1], "nothing"])
+    assert [one.id for one in result.verdicts] == [filler.ids[1], "nothing"]
+    assert codes(result) == [[], ["NOT_PUBLISHED"]]
+
+
+def test_it_reads_nothing_that_prune_is_removing(filler: Filler) -> None:
+    filler.publish()
+    filler.publish()
+    filler.close()
+    store_of(filler).unpublish(filler.ids[0])
+    result = run(filler)
+    assert [one.id for one in result.verdicts] == filler.ids[1:]
+    assert doubts(result) == ["LOST"]
+
+
+def test_the_other_cluster_is_another_store(tmp_path: Path, filler: Filler) -> None:
+    """F16: a fingerprint that the store does not know is refused before anything is read."""
+    filler.publish()
+    filler.close()
+    other = Filler(tmp_path, 1, fingerprint="ab" * 32)
+    other.publish()
+    other.close()
+    assert ClusterStore.require(str(tmp_path), fingerprint=FINGERPRINT).identity.cluster_id == filler.cluster_id
+    for wrong in ({}, {"fingerprint": "cd" * 32}, {"cluster_id": "ef" * 8}):
+        with pytest.raises(DsmError) as caught:
+            ClusterStore.require(str(tmp_path), **wrong)
+        assert caught.value.code == "UNKNOWN_CLUSTER"
+    os.rename(other.backups / other.ids[0], filler.backups / "00000002-20260101T000000Z")
+    assert codes(run(_only(filler)))[1:] == [["FOREIGN"]]
+
+
+def _only(filler: Filler) -> Filler:
+    """The store without its other cluster."""
+    for path in filler.path.parent.iterdir():
+        if path != filler.path:
+            shutil.rmtree(path)
+    return filler
