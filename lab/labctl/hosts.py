@@ -19,9 +19,8 @@ from labctl import disks, inventory, namespaces, paths, tls
 from labctl.errors import LabError
 from labctl.podman import LABEL, containers, in_container, podman
 from labctl.process import await_condition, each, run
-from labctl.topology import CONTROLLER_NAMESPACE, PREFIX, SERVICE_ADDRESS, SERVICE_NAME, Host, Topology
+from labctl.topology import CONTROLLER_NAMESPACE, PREFIX, SERVICE_ADDRESS, SERVICE_NAME, VERSIONS, Host, Topology
 
-VERSIONS = ("5.4.2031-standin", "5.6.2919-standin")
 STANDIN_CODE = paths.LAB / "standin" / "standin"
 
 
@@ -129,7 +128,7 @@ def host_key(host: Host) -> str:
     return " ".join(text.split()[:2])
 
 
-def write_node(host: Host, profile: str, replaced: int, version: str = VERSIONS[0]) -> None:
+def write_node(host: Host, profile: str, replaced: int, version: str) -> None:
     """Writes node.json of a DSM host in place (it is mounted)."""
     node = {
         "name": host.name,

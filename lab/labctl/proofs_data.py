@@ -15,7 +15,7 @@ from labctl.podman import in_container, podman
 from labctl.process import await_condition
 from labctl.production import KUBE
 from labctl.proofs import Proof, call, demand, topology
-from labctl.topology import PREFIX, Host
+from labctl.topology import PREFIX, VERSIONS, Host
 
 _PROBE = Path(__file__).with_name("quorum_probe.py")
 _ARCHIVE = "/var/tmp/selftest-backup.tar.gz"
@@ -199,12 +199,12 @@ def another_version_stays_sealed() -> str:
     _, member = _backups.get()
     here = topology()
     node = here.by_role("dr")[0]
-    hosts.write_node(node, here.profile, 0, version=hosts.VERSIONS[1])
+    hosts.write_node(node, here.profile, 0, VERSIONS[1])
     try:
-        demand(not _opens(member, node), f"version {hosts.VERSIONS[1]} opened what {hosts.VERSIONS[0]} had sealed")
+        demand(not _opens(member, node), f"version {VERSIONS[1]} opened what {here.version} had sealed")
     finally:
-        hosts.write_node(node, here.profile, 0)
-    return f"{hosts.VERSIONS[1]} cannot open what was sealed for {hosts.VERSIONS[0]}"
+        hosts.write_node(node, here.profile, 0, here.version)
+    return f"{VERSIONS[1]} cannot open what was sealed for {here.version}"
 
 
 def another_platform_stays_sealed() -> str:
