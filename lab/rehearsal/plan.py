@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import calendar
 import json
+import pathlib
 import time
 import typing as t
 from dataclasses import dataclass
@@ -37,14 +38,14 @@ class Step:
 class Plan:
     """The steps and what they learn from each other."""
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: Commands, owner: pathlib.Path) -> None:
         self.commands = commands
         self.findings: dict[str, t.Any] = {}
         self.variables: dict[str, t.Any] = {}
         self.disaster_at = 0.0
         self.disaster_clock = 0.0
         self.production: dict[str, t.Any] = {}
-        self._owner = CHECKOUT / "build" / "lab" / "of-rehearsal"
+        self._owner = owner
 
     def steps(self) -> list[Step]:
         """In the order of the article."""
