@@ -18,6 +18,7 @@ import typing as t
 from rehearsal import report as reports
 from rehearsal.commands import CHECKOUT, CommandFailed, Commands, elapsed, end_orphans
 from rehearsal.plan import NotProven, Plan, Step
+from rehearsal.wheelhouse import NoWheels
 
 PASSED, FAILED, ABORTED = 0, 1, 2
 LAB_FILES = CHECKOUT / "build" / "lab"
@@ -89,7 +90,7 @@ def _rehearse() -> int:
         verdict, reason = reports.PASSED, "every step was carried out and proved"
     except Aborted as request:
         reason = str(request)
-    except (CommandFailed, NotProven) as failure:
+    except (CommandFailed, NotProven, NoWheels) as failure:
         verdict, reason = reports.FAILED, str(failure)
     except Exception as defect:
         reason = f"crashed with {type(defect).__name__}: {defect}"

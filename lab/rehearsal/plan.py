@@ -19,6 +19,7 @@ from rehearsal.commands import CHECKOUT, CommandFailed, Commands, results
 PROVE = CHECKOUT / "lab" / "rehearsal" / "prove.yml"
 DR_NODE = "dr1"
 HEALTHY_NODES = 3
+PURPOSE = "make rehearsal"
 LAB_ALREADY_RUNNING = 3  # exit code of lab/lab up
 
 
@@ -74,7 +75,7 @@ class Plan:
         self._owner.parent.mkdir(parents=True, exist_ok=True)
         self._owner.write_text("This lab belongs to the rehearsal, which takes it down.\n", encoding="utf-8")
         try:
-            self.commands.lab("up", "--purpose", "make rehearsal", log="lab-up")
+            self.commands.lab("up", "--purpose", PURPOSE, log="lab-up")
         except CommandFailed as failure:
             if failure.rc == LAB_ALREADY_RUNNING:
                 self.forget_lab()
@@ -204,8 +205,14 @@ class Plan:
 
     @property
     def lab_is_ours(self) -> bool:
-        """Whether a rehearsal brought the lab up (this one, or one that died)."""
-        return self._owner.exists()
+        """Whether a rehearsal brought the lab up (this one, or one that died), and no other has taken its place."""
+        if not self._owner.exists():
+            return False
+        try:
+            state = json.loads((self.commands.secrets.parent / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return True  # none, or one that was left half-made
+        return bool(state.get("purpose") == PURPOSE and state.get("checkout") == str(CHECKOUT))
 
     def forget_lab(self) -> None:
         """The lab is down, or it never was ours."""
