@@ -60,3 +60,22 @@ def test_the_new_cluster_cannot_overwrite_production_backups(host):
         assert derived, "the cluster was not created with a configuration of its own"
         for path in derived:
             assert "/home/dsmbackup/backup" not in host.file(path).content_string, path
+
+
+def test_every_command_ran_as_often_as_it_had_to_and_no_more(host):
+    """The join outlived its controller and was not repeated; create and load-database died once each."""
+    of(host, "dr1")
+    with host.sudo():
+        started = [line.split()[2] for line in host.file("/var/log/standin-commands.log").content_string.splitlines()]
+    assert started.count("join") == 1
+    assert started.count("create") == 3, "died, restore died, recovered"
+    assert started.count("reset") == 3, "removed, two trials that were half done"
+    assert started.count("load-database") == 2
+    assert started.count("start-backend") == 1
+
+
+def test_the_backup_came_with_a_part_of_every_member(host):
+    of(host, "store")
+    with host.sudo():
+        parts = host.run(f"ls {STORE}/*/backups/*/data").stdout.split()
+    assert {"dc1-n1", "dc2-n1", "dc3-n1", "dr1"} <= set(parts), parts
