@@ -136,12 +136,13 @@ class _Follower:
 
 
 def ansible_environment() -> dict[str, str]:
-    """How the rehearsal runs Ansible: quick, quiet, and with its results as evidence."""
+    """How the rehearsal runs Ansible: quick, quiet, with its results as evidence and all diffs in the logs."""
     return {
         "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / "build" / "collections"),
         "ANSIBLE_HOME": str(CHECKOUT / "build" / "ansible"),
         "ANSIBLE_PIPELINING": "1",
         "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_DIFF_ALWAYS": "1",
         "ANSIBLE_RETRY_FILES_ENABLED": "0",
         "ANSIBLE_LOCALHOST_WARNING": "0",
         "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "0",

@@ -47,6 +47,7 @@ class Plan:
         self.disaster_clock = 0.0
         self.production: dict[str, t.Any] = {}
         self._owner = owner
+        self._searched: list[str] = []
 
     def steps(self) -> list[Step]:
         """In the order of the article."""
@@ -127,6 +128,7 @@ class Plan:
 
     def kill_production(self) -> t.Any:
         """Power off, without a word, every member and the host that backups were delivered to."""
+        self._look_for_secrets_at_production()
         hosts = [*self._hosts("dsm_nodes"), *self._hosts("dsm_backup_sources")]
         self.disaster_at, self.disaster_clock = time.time(), time.monotonic()
         for host in hosts:
@@ -195,11 +197,17 @@ class Plan:
             raise NotProven("the lab planted no secret, so nothing could have been found")
         files, found = secrets.in_files(self.commands.logs.parent, texts)
         hosts = [*self._hosts("dsm_dr_nodes"), *self._hosts("dsm_spare_nodes"), *self._hosts("dsm_store")]
-        for host in hosts:
-            found += secrets.on_host(host, texts)
+        found += secrets.on_hosts(hosts, texts)
         if found:
             raise NotProven(f"secrets stand in {', '.join(found)}")
-        return {"secrets": len(texts), "files": files, "hosts": hosts, "found": found}
+        return {"secrets": len(texts), "files": files, "hosts": [*self._searched, *hosts], "found": found}
+
+    def _look_for_secrets_at_production(self) -> None:
+        """The same on the hosts that are about to lose their power."""
+        self._searched = [*self._hosts("dsm_nodes"), *self._hosts("dsm_backup_sources")]
+        found = secrets.on_hosts(self._searched, secrets.planted(self.commands.secrets))
+        if found:
+            raise NotProven(f"secrets stand in {', '.join(found)}")
 
     # Helpers
 
