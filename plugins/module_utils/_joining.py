@@ -27,7 +27,7 @@ from ._runner import OperationResult, argv_reasons
 
 OPERATION = "join"
 EXCLUDES = ("create", "reset", "restore")
-_POLL = 2.0
+_POLL = 1.0
 #: Seconds that a node may stay listed but not whole once the vendor's command has ended badly.
 HALF_DONE_AFTER = 120.0
 
@@ -162,22 +162,24 @@ class Joining:
 
     def _look(self) -> tuple[bool, t.Any]:
         status = self._shell.operations.status(OPERATION)
-        running = status is not None and status.running
+        if status is not None and status.running:
+            # What the cluster shows now is not the outcome yet, and asking it takes the time of a node that is busy.
+            return False, {"standing": "the vendor's command runs", "operation_running": True, "node": None}
         standing, why, cluster = self._standing()
         member = self._mine(cluster)
-        if standing == core.MEMBER and member is not None and topology.whole(member) and not running:
+        if standing == core.MEMBER and member is not None and topology.whole(member):
             ended = self._shell.operations.acknowledge(OPERATION)
             if ended is not None and ended.rc != 0 and not ended.reported:
                 self._shell.warn(f"The join ended with exit code {ended.rc}, but this host is a whole member.")
             return True, {"member": member, "cluster": cluster}
-        if status is not None and not running and status.rc != 0 and standing != core.MEMBER:
+        if status is not None and status.rc != 0 and standing != core.MEMBER:
             return True, self._failed(status)
         self._give_up_when_half_done(status, standing, member)
-        return False, {"standing": why, "operation_running": running, "node": member.as_dict() if member else None}
+        return False, {"standing": why, "operation_running": False, "node": member.as_dict() if member else None}
 
     def _give_up_when_half_done(self, status: OperationResult | None, standing: str, member: Member | None) -> None:
         """A node that is listed after a join that ended badly may still become whole, but not for ever."""
-        if status is None or status.running or status.rc == 0 or standing != core.MEMBER or member is None:
+        if status is None or status.rc == 0 or standing != core.MEMBER or member is None:
             self._half_done_since = None
             return
         now = time.monotonic()
