@@ -22,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 # Ansible refuses to run without UTF-8, and tools are read by machine: in this language they always speak the same.
 export LC_ALL := C.UTF-8
 
-.PHONY: help venv machine rehearsal test check lint types units contract reuse sanity integration stories lab lab-build lab-down lab-selftest lock clean
+.PHONY: help venv machine rehearsal test check lint types units contract reuse sanity integration compat stories lab lab-build lab-down lab-selftest lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +72,9 @@ sanity: venv ## ansible-test sanity, without ignores
 integration: venv ## Transfers against a real sshd on this machine
 	@requirements/system openssh-server
 	$(BIN)/python -m pytest -q tests/integration
+
+compat: venv ## The same checks without a lab under the other supported releases of ansible-core (not part of test)
+	@tests/compat/run $(RELEASE)
 
 stories: machine venv lab-build ## molecule: the stories an operator could live through
 	@molecule/run
