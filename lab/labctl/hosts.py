@@ -106,11 +106,9 @@ def prepare(topology: Topology, host: Host, authority: tls.Authority, material: 
     if host.role == "landing":
         write(seed / "setup", _landing_setup(material), 0o700)
     if host.role == "store":
-        write(
-            seed / "setup",
-            f"#!/bin/sh\ninstall -d -o administrator -g administrator -m 0750 {inventory.STORE_PATH}\n",
-            0o700,
-        )
+        # The store is a landing host too: the one that is left when production and its own are gone.
+        directory_setup = f"install -d -o administrator -g administrator -m 0750 {inventory.STORE_PATH}\n"
+        write(seed / "setup", _landing_setup(material) + directory_setup, 0o700)
 
 
 def _host_key_file(host: Host) -> Path:

@@ -79,6 +79,10 @@ def render(
         scp = {"server_ip": landing.address, "username": LANDING_USER, "path": LANDING_PATH}
         scp.update(DELIVERIES[topology.delivery])
         everywhere["dsm_backup"] = {"cron_schedule": "17 3 * * *", "backup_mode": "snapshot", "scp": scp}
+    for store in topology.by_role("store"):
+        recovered = dict(everywhere["dsm_backup"]["scp"], server_ip=store.address)
+        everywhere["dsm_recovery_backup"] = dict(everywhere["dsm_backup"], scp=recovered)
+        everywhere["dsm_recovery_sources"] = [_source_path(topology)]
     children: dict[str, Any] = {group: {"hosts": {}} for group in GROUPS.values()}
     for host in topology.hosts:
         values: dict[str, Any] = {
@@ -100,8 +104,7 @@ def render(
                         "address": host.address,
                         "port": 22,
                         "user": LANDING_USER,
-                        "path": f"{LANDING_PATH}/*" if topology.layout == "single" else f"{LANDING_PATH}/*/*",
-                        "layout": topology.layout,
+                        **_source_path(topology),
                     },
                 }
             )
@@ -109,3 +112,9 @@ def render(
     note = f"# Inventory of the lab, profile {topology.profile}. Run Ansible by `lab/lab exec`.\n"
     document = {"all": {"vars": everywhere, "children": children}}
     return note + "---\n" + yaml.safe_dump(document, sort_keys=False, width=200)
+
+
+def _source_path(topology: Topology) -> dict[str, str]:
+    """Where deliveries lie on the host that they are delivered to."""
+    path = f"{LANDING_PATH}/*" if topology.layout == "single" else f"{LANDING_PATH}/*/*"
+    return {"path": path, "layout": topology.layout}

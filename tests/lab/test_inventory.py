@@ -81,3 +81,13 @@ def test_the_newer_release_is_the_other_way_in_everything() -> None:
         assert (source["layout"], len(one["vars"]["dsm_restore_steps"])) == (layout, steps)
     assert "password" not in newer["vars"]["dsm_backup"]["scp"]
     assert source["path"].endswith("/backup/*/*")  # the parts, one for each node
+
+
+def test_after_a_recovery_the_store_itself_takes_the_deliveries() -> None:
+    for one in (rendered(), rendered("newer")):
+        variables = one["vars"]
+        store = one["children"]["dsm_store"]["hosts"]["store"]["ansible_host"]
+        before, after = variables["dsm_backup"], variables["dsm_recovery_backup"]
+        assert after == {**before, "scp": {**before["scp"], "server_ip": store}}
+        delivered = one["children"]["dsm_backup_sources"]["hosts"]["landing"]["dsm_backup_source"]
+        assert variables["dsm_recovery_sources"] == [{"path": delivered["path"], "layout": delivered["layout"]}]
