@@ -53,6 +53,27 @@ def test_the_ledger_says_what_was_restored_and_proved(host):
     assert restored[0]["data"]["drill"] is False
 
 
+def test_the_service_was_fenced_opened_accepted_and_is_backed_up_again(host):
+    of(host, "store")
+    with host.sudo():
+        events = [json.loads(line) for line in host.run(f"cat {STORE}/*/ledger.jsonl").stdout.splitlines()]
+        old, new = json.loads(host.run(f"cat {STORE}/*/store.json").stdout)["generations"]
+    about = {kind: [event for event in events if event["kind"] == kind] for kind in ("fenced", "accepted", "shipped")}
+    assert [event["data"]["fingerprint"] for event in about["fenced"]] == [old["fingerprint"]]
+    assert about["fenced"][0]["data"]["probed"] == ["10.66.1.11", "10.66.2.11", "10.66.3.11"]
+    assert [(event["data"]["fingerprint"], event["data"]["by"]) for event in about["accepted"]] == [
+        (new["fingerprint"], "the story")
+    ]
+    first = [event["subject"] for event in about["shipped"] if event["data"]["fingerprint"] == new["fingerprint"]]
+    assert len(first) == 1, "a second run took a second backup"
+    verdicts = [
+        event["data"]["verdict"] for event in events if event["kind"] == "verified" and event["subject"] in first
+    ]
+    assert verdicts[-1] == "ok"
+    kinds = [event["kind"] for event in events]
+    assert kinds.index("fenced") < kinds.index("accepted") < len(kinds) - kinds[::-1].index("shipped")
+
+
 def test_the_new_cluster_cannot_overwrite_production_backups(host):
     of(host, "dr1")
     with host.sudo():
