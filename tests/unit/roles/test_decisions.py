@@ -151,6 +151,8 @@ LEFT = {"dr1": {"kind": "set_aside"}}
 AGAIN = dict(GOLDEN, verdict="failed")
 DR_NODE_CASES = {
     "day one": ("none", False, {}, False, PLAN),
+    "joining, then killed": ("member", True, {}, False, PLAN),
+    "joining anew, then killed": ("member", True, {"joins": JOINED, "golden": [GOLDEN], "removed": LEFT}, True, PLAN),
     "joined, then killed": ("member", True, {"joins": JOINED}, False, PLAN[1:]),
     "backed up, then killed": ("member", True, {"joins": JOINED, "golden": [GOLDEN]}, False, PLAN[2:]),
     "removed, then killed": ("leftover", False, {"joins": JOINED, "golden": [GOLDEN]}, False, PLAN[3:]),
