@@ -9,36 +9,41 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
-VENV := $(CURDIR)/.venv
-BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed-$(shell sha256sum requirements/dev.txt 2>/dev/null | cut -c1-16)
-COLLECTIONS := $(CURDIR)/build/collections
-LINK := $(COLLECTIONS)/ansible_collections/kmsops/fortanix_dsm
+BIN := .venv/bin
+# A lock that changed, or a checkout that moved, asks for another virtual environment.
+STAMP := .venv/.installed-$(shell { cat requirements/dev.txt; pwd; } | sha256sum | cut -c1-16)
+LINK := build/collections/ansible_collections/kmsops/fortanix_dsm
 LAB := lab/lab
 
-export PATH := $(BIN):$(PATH)
-export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/build/collections
 export ANSIBLE_HOME := $(CURDIR)/build/ansible
 export PYTHONDONTWRITEBYTECODE := 1
+# Ansible refuses to run without UTF-8, and tools are read by machine: in this language they always speak the same.
+export LC_ALL := C.UTF-8
 
-.PHONY: help venv rehearsal test check lint types units contract reuse sanity integration stories lab lab-build lab-down lab-selftest bench lock clean
+.PHONY: help venv machine rehearsal test check lint types units contract reuse sanity integration compat stories lab lab-build lab-down lab-selftest bench mutation lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 venv: $(STAMP) $(LINK) ## Make the locked virtual environment (.venv)
 
-$(STAMP): requirements/dev.txt
-	@requirements/make-venv "$(PYTHON)" "$(VENV)" requirements/dev.txt
-	@rm -f $(VENV)/.installed-* && touch $@
+$(STAMP):
+	@requirements/make-venv "$(PYTHON)" .venv requirements/dev.txt
+	@touch $@
 
 $(LINK):
-	@mkdir -p $(dir $@) && ln -sfn $(CURDIR) $@
+	@mkdir -p $(dir $@) && ln -sfn ../../../.. $@
 
-rehearsal: venv lab-build ## The vendor's whole disaster plan, end to end, on a real site (V=1 shows Ansible's output)
+machine:
+	@requirements/machine $(or $(MAKECMDGOALS),rehearsal)
+
+rehearsal: machine venv lab-build ## The vendor's whole disaster plan, end to end, on a real site (V=1 shows Ansible's output)
 	@$(BIN)/python lab/rehearse
 
-test: check sanity integration lab-selftest stories ## Everything that CI runs
+test: machine venv ## Everything that CI runs
+	@tests/all check sanity integration lab-build lab-selftest stories
 
 check: lint types units contract reuse ## Lint, types and units: fast, no lab
 
@@ -68,25 +73,31 @@ integration: venv ## Transfers against a real sshd on this machine
 	@requirements/system openssh-server
 	$(BIN)/python -m pytest -q tests/integration
 
-stories: venv lab-build ## molecule: the stories an operator could live through
+compat: venv ## The same checks without a lab under the other supported releases of ansible-core (not part of test)
+	@tests/compat/run $(RELEASE)
+
+stories: machine venv lab-build ## molecule: the stories an operator could live through
 	@molecule/run
 
-lab: venv lab-build ## Bring the rehearsal site up (profile small) and show it
+lab: machine venv lab-build ## Bring the rehearsal site up (profile small) and show it
 	@$(LAB) up
 	@$(LAB) status
 
-lab-build: venv ## Build and cache what the lab is made of
+lab-build: machine venv ## Build and cache what the lab is made of
 	@$(LAB) prerequisites
 	@$(LAB) build
 
 lab-down: venv ## Take the rehearsal site down; leaves nothing behind
 	@$(LAB) down
 
-lab-selftest: venv lab-build ## The lab proves its own promises
+lab-selftest: machine venv lab-build ## The lab proves its own promises
 	@$(LAB) selftest
 
 bench: venv ## Shipping against scp, sftp, rsync, lftp and rclone on five links (ONLY=lan: one; root; see bench/README.md)
 	@bench/bench --only "$(ONLY)" $(ARGS)
+
+mutation: venv ## Change what decides about keeping and believing backups, piece by piece: the tests must notice
+	$(BIN)/python tests/mutation/run
 
 lock: venv ## Make requirements/dev.txt anew from requirements/dev.in
 	$(BIN)/python -m pip install --quiet 'pip==24.2' pip-tools

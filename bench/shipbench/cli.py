@@ -253,7 +253,7 @@ def measure_local(name: str, asked: Asked, modules: Modules, disk: Path, scratch
         if name == "verify":
             local.at_rest(modules, asked, disk, scratch, rows, say)
         else:
-            local.catalogue(modules, asked, scratch, rows, say)
+            local.catalogue(modules, asked, CHECKOUT / "tests" / "support", scratch, rows, say)
 
 
 @contextlib.contextmanager

@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-import dataclasses
+import importlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +23,8 @@ from shipbench.report import Rows
 AT_REST = 4
 CATALOGUE = 10_000
 LIMIT = 1800.0
+#: A common rule: something stays and something goes.
+RETENTION = {"keep": 3, "max_age": 90 * 86400.0, "need": 0}
 
 Say = Callable[[str], None]
 
@@ -114,62 +115,26 @@ def at_rest(modules: Modules, asked: Asked, disk: Path, scratch: Path, rows: Row
         say(f"  {number}  {shown}: {ratio:.2f}")
 
 
-def make_catalogue(modules: Modules, scratch: Path, count: int) -> Path:
-    """A store with ``count`` published backups, one an hour up to now: one is shipped, the others are copies of it."""
+def make_catalogue(modules: Modules, support: Path, scratch: Path, count: int) -> tuple[Path, str]:
+    """A store with ``count`` published and verified backups, one an hour up to now, and its cluster id."""
     store = scratch / "catalogue"
     store.mkdir(mode=0o700)
-    first = scratch / "first"
-    files.make_file(first, 4096, 0)
-    run_module(modules, "backup_ship", {"store": str(store), **_local_source(first)})
-    _multiply(modules.collections, store / CLUSTER_ID, count)
-    return store
+    sys.path[:0] = [str(modules.collections), str(support)]
+    return store, str(importlib.import_module("many_backups").fill_store(store, count))
 
 
-def _multiply(collections: Path, cluster: Path, count: int) -> None:
-    """Replace the one backup by ``count`` of its kind with their events, all written by the product's code."""
-    sys.path.insert(0, str(collections))
-    from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import ledger, manifest
-    from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_text
-    from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ship import shipped_data
-
-    (model,) = (cluster / "backups").iterdir()
-    source = manifest.parse((model / "manifest.json").read_bytes())
-    data = (model / "data" / source.files[0].path).read_bytes()
-    shutil.rmtree(model)
-    lines, head, now = [], None, time.time()
-    for sequence in range(1, count + 1):
-        when = now - 3600 * (count - sequence)
-        mark = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(when))
-        made = dataclasses.replace(
-            source,
-            id=f"{sequence:08d}-{mark}",
-            sequence=sequence,
-            published_at=utc_text(when),
-            source={**source.source, "key": f"{sequence:064x}"},
-            ledger={"sequence": head.sequence, "hash": head.hash} if head else {"sequence": 0, "hash": "0" * 64},
-        )
-        place = cluster / "backups" / made.id
-        (place / "data").mkdir(parents=True, mode=0o700)
-        (place / "data" / source.files[0].path).write_bytes(data)
-        (place / "manifest.json").write_bytes(manifest.dump(made))
-        head = ledger.make(
-            head, time=utc_text(when), run_id="bench", kind="shipped", subject=made.id, data=shipped_data(made)
-        )
-        lines.append(head.line())
-    (cluster / "ledger.jsonl").write_bytes(b"".join(lines))
-
-
-def catalogue(modules: Modules, asked: Asked, scratch: Path, rows: Rows, say: Say) -> None:
+def catalogue(modules: Modules, asked: Asked, support: Path, scratch: Path, rows: Rows, say: Say) -> None:
     """The goal catalogue: the time of both modules' processes together."""
     say("Catalogue")
     count = min(CATALOGUE, 200) if asked.smoke else CATALOGUE
-    store = make_catalogue(modules, scratch, count)
-    common = {"store": str(store), "cluster_id": CLUSTER_ID}
+    store, cluster_id = make_catalogue(modules, support, scratch, count)
+    common = {"store": str(store), "cluster_id": cluster_id}
     for number in range(1, asked.rounds + 1):
         listed, listing = run_module(modules, "backup_info", common)
-        if len(listed.get("backups", [])) != count:
-            raise BenchError(f"backup_info lists {len(listed.get('backups', []))} of {count} backups.")
-        _planned, planning = run_module(modules, "backup_prune", common, check=True)
+        planned, planning = run_module(modules, "backup_prune", {**common, **RETENTION}, check=True)
+        for found, what in ((listed["backups"], "lists"), (planned["plan"], "plans for")):
+            if len(found) != count:
+                raise BenchError(f"It {what} {len(found)} of {count} backups.")
         row = {"backups": count, "listing": listing, "planning": planning, "value": listing + planning}
         rows.add({"kind": "catalogue", "part": "catalogue", "round": number, **row})
         say(f"  {number}  {count} backups: listed in {listing:.2f} s, pruning planned in {planning:.2f} s")

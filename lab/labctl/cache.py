@@ -51,6 +51,14 @@ def place(kind: str, key: str) -> Path:
     return paths.cache() / f"{kind}-{key}"
 
 
+def fetch_remedy(source: str) -> str:
+    """What a person does when something could not be fetched or built."""
+    return (
+        f"see that this machine reaches {source} and that {paths.cache()} and the temporary directory have room, "
+        "then make lab-build; what is finished is kept"
+    )
+
+
 @contextmanager
 def building() -> Iterator[None]:
     """One build at a time on this cache."""

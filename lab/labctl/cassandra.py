@@ -55,6 +55,7 @@ def _build(draft: Path, progress: Progress) -> None:
         ["mvn", "-q", "-B", "-f", str(draft / "pom.xml"), _PLUGIN, f"-DoutputDirectory={library}",
          f"-DexcludeClassifiers={_OTHER_MACHINES}"],
         timeout=900,
+        remedy=cache.fetch_remedy("Maven's repository"),
     )  # fmt: skip
     found = {jar.name: hashlib.sha256(jar.read_bytes()).hexdigest() for jar in sorted(library.iterdir())}
     wrong = compare(found, pinned())

@@ -19,9 +19,8 @@ from labctl import disks, inventory, namespaces, paths, tls
 from labctl.errors import LabError
 from labctl.podman import LABEL, containers, in_container, podman
 from labctl.process import await_condition, each, run
-from labctl.topology import CONTROLLER_NAMESPACE, PREFIX, SERVICE_ADDRESS, SERVICE_NAME, Host, Topology
+from labctl.topology import CONTROLLER_NAMESPACE, PREFIX, SERVICE_ADDRESS, SERVICE_NAME, VERSIONS, Host, Topology
 
-VERSIONS = ("5.4.2031-standin", "5.6.2919-standin")
 STANDIN_CODE = paths.LAB / "standin" / "standin"
 
 
@@ -107,11 +106,9 @@ def prepare(topology: Topology, host: Host, authority: tls.Authority, material: 
     if host.role == "landing":
         write(seed / "setup", _landing_setup(material), 0o700)
     if host.role == "store":
-        write(
-            seed / "setup",
-            f"#!/bin/sh\ninstall -d -o administrator -g administrator -m 0750 {inventory.STORE_PATH}\n",
-            0o700,
-        )
+        # The store is a landing host too: the one that is left when production and its own are gone.
+        directory_setup = f"install -d -o administrator -g administrator -m 0750 {inventory.STORE_PATH}\n"
+        write(seed / "setup", _landing_setup(material) + directory_setup, 0o700)
 
 
 def _host_key_file(host: Host) -> Path:
@@ -129,7 +126,7 @@ def host_key(host: Host) -> str:
     return " ".join(text.split()[:2])
 
 
-def write_node(host: Host, profile: str, replaced: int, version: str = VERSIONS[0]) -> None:
+def write_node(host: Host, profile: str, replaced: int, version: str) -> None:
     """Writes node.json of a DSM host in place (it is mounted)."""
     node = {
         "name": host.name,

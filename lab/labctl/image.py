@@ -75,7 +75,11 @@ def build(progress: Progress) -> str:
 def _build_base(draft: Path, progress: Progress) -> None:
     progress.say("image: Debian bookworm by mmdebstrap (about a minute, 200 MB of packages)")
     archive = draft / "image.tar"
-    run([str(SOURCES / "mkbase"), ",".join(_packages()), str(archive)], timeout=1200)
+    run(
+        [str(SOURCES / "mkbase"), ",".join(_packages()), str(archive)],
+        timeout=1200,
+        remedy=cache.fetch_remedy("the Debian mirror"),
+    )
     run(["zstd", "-q", "-3", "-T0", "--rm", str(archive)], timeout=300)
 
 

@@ -31,6 +31,12 @@ RESTORE_FAMILIES: Mapping[str, list[dict[str, Any]]] = {
     ],
 }
 
+# The password stands in secrets.yml, only Ansible renders it; the key lies on the members since they were installed.
+DELIVERIES: Mapping[str, dict[str, str]] = {
+    "password": {"authmode": "password", "password": "{{ dsm_scp_password }}"},
+    "key": {"authmode": "private key"},
+}
+
 
 def render(
     topology: Topology,
@@ -57,7 +63,7 @@ def render(
         "dsm_service_name": SERVICE_NAME,
         "dsm_service_address": SERVICE_ADDRESS,
         "dsm_store_path": STORE_PATH,
-        "dsm_restore_steps": RESTORE_FAMILIES["script"],
+        "dsm_restore_steps": RESTORE_FAMILIES[topology.restore],
         "dsm_apply_config_argv": [f"{TOOLS}/apply-config", "--config", "{config}"],
         "dsm_backup_now_argv": [f"{TOOLS}/backup-now"],
         "dsm_isolate_argv": [str(command), "isolate-host", rehearsal_host],
@@ -70,17 +76,13 @@ def render(
         "dsm_rehearsal_host": rehearsal_host,
     }
     for landing in topology.by_role("landing"):
-        everywhere["dsm_backup"] = {
-            "cron_schedule": "17 3 * * *",
-            "backup_mode": "snapshot",
-            "scp": {
-                "server_ip": landing.address,
-                "authmode": "password",
-                "username": LANDING_USER,
-                "password": "{{ dsm_scp_password }}",  # stands in secrets.yml; only Ansible renders it
-                "path": LANDING_PATH,
-            },
-        }
+        scp = {"server_ip": landing.address, "username": LANDING_USER, "path": LANDING_PATH}
+        scp.update(DELIVERIES[topology.delivery])
+        everywhere["dsm_backup"] = {"cron_schedule": "17 3 * * *", "backup_mode": "snapshot", "scp": scp}
+    for store in topology.by_role("store"):
+        recovered = dict(everywhere["dsm_backup"]["scp"], server_ip=store.address)
+        everywhere["dsm_recovery_backup"] = dict(everywhere["dsm_backup"], scp=recovered)
+        everywhere["dsm_recovery_sources"] = [_source_path(topology)]
     children: dict[str, Any] = {group: {"hosts": {}} for group in GROUPS.values()}
     for host in topology.hosts:
         values: dict[str, Any] = {
@@ -102,8 +104,7 @@ def render(
                         "address": host.address,
                         "port": 22,
                         "user": LANDING_USER,
-                        "path": f"{LANDING_PATH}/*",
-                        "layout": "single",
+                        **_source_path(topology),
                     },
                 }
             )
@@ -111,3 +112,9 @@ def render(
     note = f"# Inventory of the lab, profile {topology.profile}. Run Ansible by `lab/lab exec`.\n"
     document = {"all": {"vars": everywhere, "children": children}}
     return note + "---\n" + yaml.safe_dump(document, sort_keys=False, width=200)
+
+
+def _source_path(topology: Topology) -> dict[str, str]:
+    """Where deliveries lie on the host that they are delivered to."""
+    path = f"{LANDING_PATH}/*" if topology.layout == "single" else f"{LANDING_PATH}/*/*"
+    return {"path": path, "layout": topology.layout}

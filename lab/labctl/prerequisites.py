@@ -25,7 +25,7 @@ RUN = {
     "ssh": "openssh-client",
 }
 BUILD_IMAGE = {"mmdebstrap": "mmdebstrap", "zstd": "zstd"}
-BUILD_CASSANDRA = {"mvn": "maven", "java": "default-jdk-headless"}
+BUILD_CASSANDRA = {"mvn": "maven", "java": "default-jre-headless"}
 NETAVARK = ("/usr/lib/podman/netavark", "/usr/libexec/podman/netavark", "/usr/local/libexec/podman/netavark")
 
 

@@ -27,10 +27,11 @@ def run(
     cwd: str | None = None,
     environ: Mapping[str, str] | None = None,
     secrets: Sequence[str] = (),
+    remedy: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end (``timeout`` in seconds). Raises LabError with the end of its output when it fails.
 
-    ``secrets`` are texts that no message may show.
+    ``secrets`` are texts that no message may show; ``remedy`` is what to do when the command fails.
     """
 
     def shown(text: str) -> str:
@@ -54,10 +55,10 @@ def run(
     except FileNotFoundError as error:
         raise MissingPrerequisite(f"command {argv[0]} is not there", "lab/lab prerequisites") from error
     except subprocess.TimeoutExpired as error:
-        raise LabError(f"`{shown(shlex.join(argv))}` did not end within {timeout:g} s") from error
+        raise LabError(f"`{shown(shlex.join(argv))}` did not end within {timeout:g} s", remedy) from error
     if check and done.returncode != 0:
         words = (done.stderr.strip() or done.stdout.strip())[-2000:]
-        raise LabError(f"`{shown(shlex.join(argv))}` failed with exit code {done.returncode}: {shown(words)}")
+        raise LabError(f"`{shown(shlex.join(argv))}` failed with exit code {done.returncode}: {shown(words)}", remedy)
     return done
 
 

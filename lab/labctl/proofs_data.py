@@ -8,14 +8,15 @@ import json
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
-from labctl import disks, faults, hosts, inventory, network, paths, production
+from labctl import disks, faults, hosts, inventory, network, paths, production, site
 from labctl.errors import LabError
 from labctl.podman import in_container, podman
 from labctl.process import await_condition
 from labctl.production import KUBE
 from labctl.proofs import Proof, call, demand, topology
-from labctl.topology import PREFIX, Host
+from labctl.topology import PREFIX, VERSIONS, Host
 
 _PROBE = Path(__file__).with_name("quorum_probe.py")
 _ARCHIVE = "/var/tmp/selftest-backup.tar.gz"
@@ -85,6 +86,52 @@ def tokens_really_expire() -> str:
     demand(joined.returncode != 0, "a join with the expired token was accepted")
     in_container(here.by_role("spare")[0].container, ["sdkms-cluster", "reset", "--delete-data"], timeout=120)
     return f"HTTP 200 while valid, 401 after {took:.0f} s (ttl {seconds} s), 401 for one that never was; join refused"
+
+
+# ---- clients that go on
+
+
+def writing_goes_on_through_a_cut() -> str:
+    """`lab load --keep-writing` notes what fails while the first member is cut off, and what succeeds elsewhere."""
+    here = topology()
+    alone = here.members[0]
+    loaded = call("load", timeout=300)
+    demand(loaded.returncode == 0, f"lab load failed: {loaded.stderr}")
+    notes = paths.STATE / "load-writes.jsonl"
+    notes.unlink(missing_ok=True)
+
+    def seen() -> list[dict[str, Any]]:
+        lines = notes.read_text(encoding="utf-8").splitlines(keepends=True) if notes.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def come(past: int, node: str | None, good: bool) -> bool:
+        return any((node or one["node"]) == one["node"] and (one["status"] == 200) == good for one in seen()[past:])
+
+    argv = [str(site.COMMAND), "load", "--keep-writing", "--interval", "0.3"]
+    writer = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        await_condition("a first write", lambda: come(0, alone.name, True), timeout=30)
+        others = [place for place in here.sites if place != alone.site]
+        for place in others:
+            network.cut(alone.site, place)
+        try:
+            past = len(seen())
+            await_condition("a failed write", lambda: come(past, alone.name, False), timeout=60)
+            past = len(seen())
+            await_condition("a write elsewhere", lambda: come(past, here.members[1].name, True), timeout=60)
+        finally:
+            for place in others:
+                network.heal(alone.site, place)
+        past = len(seen())
+        await_condition("writes as before", lambda: come(past, alone.name, True), timeout=90)
+    finally:
+        writer.terminate()
+        said, _ = writer.communicate(timeout=30)
+    written = [one["sequence"] for one in seen() if one["status"] == 200]
+    demand(writer.returncode == 0 and f"{len(written)} writes" in said, f"ended with {writer.returncode}: {said}")
+    demand(written == sorted(set(written)), f"the sequence is not in order: {written}")
+    failed = len(seen()) - len(written)
+    return f"{len(written)} writes, {failed} failures noted while {alone.site.name} was cut off, then it went on"
 
 
 # ---- what can be opened where
@@ -199,12 +246,12 @@ def another_version_stays_sealed() -> str:
     _, member = _backups.get()
     here = topology()
     node = here.by_role("dr")[0]
-    hosts.write_node(node, here.profile, 0, version=hosts.VERSIONS[1])
+    hosts.write_node(node, here.profile, 0, VERSIONS[1])
     try:
-        demand(not _opens(member, node), f"version {hosts.VERSIONS[1]} opened what {hosts.VERSIONS[0]} had sealed")
+        demand(not _opens(member, node), f"version {VERSIONS[1]} opened what {here.version} had sealed")
     finally:
-        hosts.write_node(node, here.profile, 0)
-    return f"{hosts.VERSIONS[1]} cannot open what was sealed for {hosts.VERSIONS[0]}"
+        hosts.write_node(node, here.profile, 0, here.version)
+    return f"{VERSIONS[1]} cannot open what was sealed for {here.version}"
 
 
 def another_platform_stays_sealed() -> str:
@@ -219,6 +266,7 @@ def another_platform_stays_sealed() -> str:
 
 WITH_PRODUCTION = (
     Proof("quorum", "what happens under a cut is the database's own doing", quorum_is_the_databases_own),
+    Proof("keep-writing", "clients write through a cut, and what failed is noted", writing_goes_on_through_a_cut),
     Proof("token", "a join token's end is the API server's own doing", tokens_really_expire),
     Proof("opens", "a backup taken while the node was a member opens there", newer_than_join_opens),
     Proof("older-than-join", "a backup older than the join does not", older_than_join_stays_sealed),

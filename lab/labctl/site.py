@@ -165,7 +165,7 @@ def _prepare(topology: Topology) -> None:
 def _introduce(topology: Topology, replaced: Mapping[str, int]) -> None:
     """Writes down who the hosts are: node.json, known_hosts and the inventory. Written in place, they are mounted."""
     for host in topology.dsm_hosts:
-        hosts.write_node(host, topology.profile, replaced.get(host.name, 0))
+        hosts.write_node(host, topology.profile, replaced.get(host.name, 0), topology.version)
     keys = {host.name: hosts.host_key(host) for host in topology.hosts}
     lines = [f"{host.name},{host.address} {keys[host.name]}" for host in topology.hosts]
     hosts.write(paths.STATE / "known_hosts", "\n".join(lines) + "\n")

@@ -34,6 +34,9 @@ GROUPS = {
     "store": "dsm_store",
 }
 DSM_ROLES = frozenset({"member", "dr", "spare", "rollback"})
+VERSIONS = ("5.4.2031-standin", "5.6.2919-standin")
+RESTORES = ("script", "steps")
+DELIVERIES = ("password", "key")
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,11}[a-z0-9]")
 
 
@@ -103,6 +106,14 @@ class Topology:
     description: str
     sites: tuple[Site, ...]
     hosts: tuple[Host, ...]
+    version: str = VERSIONS[0]
+    restore: str = RESTORES[0]
+    delivery: str = DELIVERIES[0]
+
+    @property
+    def layout(self) -> str:
+        """How a delivery looks, as the product calls it: releases from 5.6 make a directory with a part per node."""
+        return "single" if self.version.startswith("5.4.") else "per_node"
 
     def site(self, name: str) -> Site:
         for site in self.sites:
@@ -184,6 +195,9 @@ def parse(profile: str, data: Mapping[str, Any]) -> Topology:
     ]
     if "member" not in roles:
         wrong.append("there is no member")
+    ways = {"version": VERSIONS, "restore": RESTORES, "delivery": DELIVERIES}
+    chosen = {name: str(data.get(name, known[0])) for name, known in ways.items()}
+    wrong += [f"{n}: {chosen[n]} is none of {', '.join(known)}" for n, known in ways.items() if chosen[n] not in known]
     if wrong:
         raise UsageError(f"profile {profile} is wrong: {'; '.join(wrong)}", f"correct lab/topology/{profile}.yml")
-    return Topology(profile, str(data.get("description", "")), sites, tuple(hosts))
+    return Topology(profile, str(data.get("description", "")), sites, tuple(hosts), **chosen)

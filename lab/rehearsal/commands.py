@@ -16,6 +16,8 @@ import typing as t
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 LAB = CHECKOUT / "lab" / "lab"
 STOP_GRACE = 20.0
+#: In the environment of everything that a rehearsal starts: the checkout that it was started from.
+TAG = "KMSOPS_REHEARSAL"
 
 
 class CommandFailed(Exception):
@@ -65,7 +67,7 @@ class Commands:
             self.child = subprocess.Popen(
                 argv,
                 cwd=CHECKOUT,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **(environment or {}), TAG: str(CHECKOUT)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stream if not self.verbose else subprocess.STDOUT,
@@ -134,12 +136,13 @@ class _Follower:
 
 
 def ansible_environment() -> dict[str, str]:
-    """How the rehearsal runs Ansible: quick, quiet, and with its results as evidence."""
+    """How the rehearsal runs Ansible: quick, quiet, with its results as evidence and all diffs in the logs."""
     return {
         "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / "build" / "collections"),
         "ANSIBLE_HOME": str(CHECKOUT / "build" / "ansible"),
         "ANSIBLE_PIPELINING": "1",
         "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_DIFF_ALWAYS": "1",
         "ANSIBLE_RETRY_FILES_ENABLED": "0",
         "ANSIBLE_LOCALHOST_WARNING": "0",
         "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "0",
@@ -171,6 +174,25 @@ def _decoded(line: str) -> dict[str, t.Any]:
     except ValueError:  # the last line of a playbook that was killed
         return {}
     return entry if isinstance(entry, dict) else {}
+
+
+def end_orphans(checkout: pathlib.Path = CHECKOUT) -> int:
+    """End what a rehearsal of this checkout that was killed left running; how many processes it was.
+
+    They carry its mark. The monitors of the hosts' containers do so too, and are left to ``lab/lab down``.
+    """
+    mark = f"{TAG}={checkout}".encode()
+    ended = 0
+    for entry in pathlib.Path("/proc").iterdir():
+        try:
+            if not entry.name.isdigit() or (entry / "comm").read_text(encoding="utf-8").strip() == "conmon":
+                continue
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                os.kill(int(entry.name), signal.SIGKILL)
+                ended += 1
+        except OSError:  # it ended meanwhile
+            continue
+    return ended
 
 
 def elapsed(since: float) -> float:

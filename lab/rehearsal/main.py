@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
@@ -14,10 +16,12 @@ import time
 import typing as t
 
 from rehearsal import report as reports
-from rehearsal.commands import CHECKOUT, CommandFailed, Commands, elapsed
+from rehearsal.commands import CHECKOUT, CommandFailed, Commands, elapsed, end_orphans
 from rehearsal.plan import NotProven, Plan, Step
+from rehearsal.wheelhouse import NoWheels
 
 PASSED, FAILED, ABORTED = 0, 1, 2
+LAB_FILES = CHECKOUT / "build" / "lab"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -49,13 +53,26 @@ def main(arguments: list[str]) -> int:
     if os.geteuid() != 0:
         sys.stderr.write("rehearse: the lab makes network namespaces, which only root may. Run: sudo make rehearsal\n")
         return FAILED
+    with contextlib.ExitStack() as until_the_end:
+        try:
+            until_the_end.enter_context(_only_one())
+        except BlockingIOError:
+            sys.stderr.write("rehearse: another rehearsal of this checkout runs. Wait for its end, or stop it first.\n")
+            return FAILED
+        return _rehearse()
+
+
+def _rehearse() -> int:
     started = time.monotonic()
     terminal = Terminal(started)
     directory = CHECKOUT / "build" / "rehearsal"
     shutil.rmtree(directory, ignore_errors=True)
     verbose = os.environ.get("V", "") == "1"
     commands = Commands(directory / "logs", terminal.detail, verbose)
-    plan = Plan(commands)
+    orphans = end_orphans()
+    if orphans:
+        terminal.line(f"Ended {orphans} processes of an earlier rehearsal that was killed")
+    plan = Plan(commands, LAB_FILES / "of-rehearsal")
     report = reports.Report(directory, time.time())
     report.write()
 
@@ -73,7 +90,7 @@ def main(arguments: list[str]) -> int:
         verdict, reason = reports.PASSED, "every step was carried out and proved"
     except Aborted as request:
         reason = str(request)
-    except (CommandFailed, NotProven) as failure:
+    except (CommandFailed, NotProven, NoWheels) as failure:
         verdict, reason = reports.FAILED, str(failure)
     except Exception as defect:
         reason = f"crashed with {type(defect).__name__}: {defect}"
@@ -85,6 +102,18 @@ def main(arguments: list[str]) -> int:
     _leave(plan, commands, terminal)
     _table(report, directory)
     return {reports.PASSED: PASSED, reports.FAILED: FAILED}.get(verdict, ABORTED)
+
+
+@contextlib.contextmanager
+def _only_one() -> t.Iterator[None]:
+    """Held while a rehearsal runs; the kernel lets go of it when the process dies in whatever way.
+
+    :raises BlockingIOError: another process holds it
+    """
+    LAB_FILES.mkdir(parents=True, exist_ok=True)
+    with open(LAB_FILES / "rehearsal-lock", "w", encoding="ascii") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def _play(step: Step, plan: Plan, report: reports.Report, terminal: Terminal) -> None:

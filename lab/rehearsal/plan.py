@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import calendar
 import json
+import pathlib
 import time
 import typing as t
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from rehearsal.commands import CHECKOUT, CommandFailed, Commands, results
 PROVE = CHECKOUT / "lab" / "rehearsal" / "prove.yml"
 DR_NODE = "dr1"
 HEALTHY_NODES = 3
+PURPOSE = "make rehearsal"
 LAB_ALREADY_RUNNING = 3  # exit code of lab/lab up
 
 
@@ -37,14 +39,15 @@ class Step:
 class Plan:
     """The steps and what they learn from each other."""
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: Commands, owner: pathlib.Path) -> None:
         self.commands = commands
         self.findings: dict[str, t.Any] = {}
         self.variables: dict[str, t.Any] = {}
         self.disaster_at = 0.0
         self.disaster_clock = 0.0
         self.production: dict[str, t.Any] = {}
-        self._owner = CHECKOUT / "build" / "lab" / "of-rehearsal"
+        self._owner = owner
+        self._searched: list[str] = []
 
     def steps(self) -> list[Step]:
         """In the order of the article."""
@@ -73,7 +76,7 @@ class Plan:
         self._owner.parent.mkdir(parents=True, exist_ok=True)
         self._owner.write_text("This lab belongs to the rehearsal, which takes it down.\n", encoding="utf-8")
         try:
-            self.commands.lab("up", "--purpose", "make rehearsal", log="lab-up")
+            self.commands.lab("up", "--purpose", PURPOSE, log="lab-up")
         except CommandFailed as failure:
             if failure.rc == LAB_ALREADY_RUNNING:
                 self.forget_lab()
@@ -125,6 +128,7 @@ class Plan:
 
     def kill_production(self) -> t.Any:
         """Power off, without a word, every member and the host that backups were delivered to."""
+        self._look_for_secrets_at_production()
         hosts = [*self._hosts("dsm_nodes"), *self._hosts("dsm_backup_sources")]
         self.disaster_at, self.disaster_clock = time.time(), time.monotonic()
         for host in hosts:
@@ -193,18 +197,30 @@ class Plan:
             raise NotProven("the lab planted no secret, so nothing could have been found")
         files, found = secrets.in_files(self.commands.logs.parent, texts)
         hosts = [*self._hosts("dsm_dr_nodes"), *self._hosts("dsm_spare_nodes"), *self._hosts("dsm_store")]
-        for host in hosts:
-            found += secrets.on_host(host, texts)
+        found += secrets.on_hosts(hosts, texts)
         if found:
             raise NotProven(f"secrets stand in {', '.join(found)}")
-        return {"secrets": len(texts), "files": files, "hosts": hosts, "found": found}
+        return {"secrets": len(texts), "files": files, "hosts": [*self._searched, *hosts], "found": found}
+
+    def _look_for_secrets_at_production(self) -> None:
+        """The same on the hosts that are about to lose their power."""
+        self._searched = [*self._hosts("dsm_nodes"), *self._hosts("dsm_backup_sources")]
+        found = secrets.on_hosts(self._searched, secrets.planted(self.commands.secrets))
+        if found:
+            raise NotProven(f"secrets stand in {', '.join(found)}")
 
     # Helpers
 
     @property
     def lab_is_ours(self) -> bool:
-        """Whether a rehearsal brought the lab up (this one, or one that died)."""
-        return self._owner.exists()
+        """Whether a rehearsal brought the lab up (this one, or one that died), and no other has taken its place."""
+        if not self._owner.exists():
+            return False
+        try:
+            state = json.loads((self.commands.secrets.parent / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return True  # none, or one that was left half-made
+        return bool(state.get("purpose") == PURPOSE and state.get("checkout") == str(CHECKOUT))
 
     def forget_lab(self) -> None:
         """The lab is down, or it never was ours."""

@@ -10,13 +10,16 @@ import re
 import shlex
 import subprocess
 import typing as t
+from concurrent.futures import ThreadPoolExecutor
 
 from rehearsal.commands import LAB
 
 #: Where the product and the host's services write. config.yaml, where the vendor wants the SCP password, is elsewhere.
+#: The store's ledger and manifests are among them, and the product's records of operations; the journal comes apart.
 HOST_PLACES = ("/var/lib/kmsops", "/var/log", "/srv/dsm-store", "/tmp", "/var/tmp", "/home/administrator")
 JOIN_TOKEN = re.compile(rb"(?<![a-z0-9.])[a-z0-9]{6}\.[a-z0-9]{16}(?![a-z0-9.])")
 SHORTEST = 8
+JOURNAL_READ = "the journal was read"
 
 
 def planted(path: pathlib.Path) -> list[str]:
@@ -28,29 +31,44 @@ def planted(path: pathlib.Path) -> list[str]:
 def in_files(directory: pathlib.Path, secrets: t.Sequence[str]) -> tuple[int, list[str]]:
     """How many files there are, and those that hold a secret or what looks like a join token."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    found = []
-    for path in files:
-        content = path.read_bytes()
-        if any(secret.encode() in content for secret in secrets):
-            found.append(str(path))
-        elif JOIN_TOKEN.search(content):
-            found.append(f"{path} (a join token)")
-    return len(files), found
+    return len(files), [one for path in files for one in in_file(path, secrets)]
+
+
+def in_file(path: pathlib.Path, secrets: t.Sequence[str]) -> list[str]:
+    """The file if it holds a secret or what looks like a join token, else nothing."""
+    content = path.read_bytes()
+    if any(secret.encode() in content for secret in secrets):
+        return [str(path)]
+    return [f"{path} (a join token)"] if JOIN_TOKEN.search(content) else []
+
+
+def on_hosts(hosts: t.Sequence[str], secrets: t.Sequence[str]) -> list[str]:
+    """What :func:`on_host` finds on several hosts, asked at the same time."""
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return [one for found in pool.map(lambda host: on_host(host, secrets), hosts) for one in found]
 
 
 def on_host(host: str, secrets: t.Sequence[str]) -> list[str]:
-    """Files of a host, and its process list, that hold a secret. The secrets travel on standard input.
+    """Files of a host, its journal and its process list, that hold a secret. The secrets travel on standard input.
 
-    :raises RuntimeError: the search did not even find the copy of the secrets that it laid down itself
+    :raises RuntimeError: the search did not even find what it laid down itself, in a file and in the journal
     """
+    token = "(^|[^a-z0-9.])[a-z0-9]{6}[.][a-z0-9]{16}($|[^a-z0-9.])"
     script = "\n".join(
         [
             "umask 077",
             "control=$(mktemp /var/tmp/control.XXXXXX)",
-            "trap 'rm -f $control' EXIT",
+            "journal=$(mktemp /var/tmp/journal.XXXXXX)",
+            "trap 'rm -f $control $journal' EXIT",
             "cat >$control",
             "echo $control",
-            f"grep -rlFs -f $control {' '.join(HOST_PLACES)}",
+            "logger -t control $control",
+            "journalctl --sync",
+            "journalctl --quiet --no-pager --output=cat >$journal",
+            "grep -qF $control $journal && echo 'the journal was read'",
+            f"grep -rlFs -f $control --exclude=${{journal##*/}} {' '.join(HOST_PLACES)}",
+            f"grep -rlEs -e '{token}' /var/lib/kmsops | sed 's/$/ (a join token)/'",
+            "if grep -qF -f $control $journal; then echo 'the journal'; fi",
             "if ps -eo args | grep -qF -f $control; then echo 'the process list'; fi",
             "if ps -eo args | grep -qE -e '--token=[a-z0-9]{6}[.]'; then echo 'the process list (a join token)'; fi",
         ]
@@ -64,6 +82,6 @@ def on_host(host: str, secrets: t.Sequence[str]) -> list[str]:
         check=True,
     )
     control, *found = done.stdout.splitlines()
-    if control not in found:
-        raise RuntimeError(f"the search for secrets on {host} does not find what it laid down itself")
-    return [f"{host}: {line}" for line in found if line != control]
+    if not {control, JOURNAL_READ} <= set(found):
+        raise RuntimeError(f"the search for secrets on {host} does not find what it laid down itself: {found}")
+    return [f"{host}: {line}" for line in found if line not in (control, JOURNAL_READ)]

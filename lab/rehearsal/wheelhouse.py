@@ -16,6 +16,10 @@ PYTHON = "3.11"  # what the lab's hosts run
 PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
+class NoWheels(Exception):
+    """They are not in the cache and could not be had."""
+
+
 def directory() -> pathlib.Path:
     """Where the wheels are kept, under the hash of what is asked for."""
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "kmsops-lab"
@@ -33,10 +37,17 @@ def provide() -> pathlib.Path:
         argv += ["--no-deps", "--only-binary", ":all:", "--implementation", "cp", "--python-version", PYTHON]
         argv += [word for platform in PLATFORMS for word in ("--platform", platform)]
         argv += ["--requirement", str(WANTED), "--dest", str(partial)]
-        subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
+        if subprocess.run(argv, check=False, stdin=subprocess.DEVNULL).returncode != 0:
+            raise NoWheels(
+                f"the wheels of {WANTED.name} could not be downloaded (pip says why above). What to do: "
+                "see that this machine reaches a package index, once; afterwards no network is needed"
+            )
         partial.rename(target)
     return target
 
 
 if __name__ == "__main__":
-    print(provide())
+    try:
+        print(provide())
+    except NoWheels as failure:
+        sys.exit(f"wheelhouse: {failure}.")

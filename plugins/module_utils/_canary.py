@@ -21,6 +21,8 @@ _GCM = {"alg": "AES", "mode": "GCM"}
 #: A wrong key is answered with a 4xx: that is a proof that failed, not a service that failed.
 _NOT_HELD = (400, 403, 404, 409, 422)
 
+_OTHER_BACKUP = "What was restored is not what the canary was written into. Restore another backup."
+
 
 class CanaryKeys:
     """The keys of one canary on one endpoint; :meth:`look` first."""
@@ -73,21 +75,30 @@ class CanaryKeys:
     def prove(self, minimum_sequence: int | None = None) -> dict[str, bool]:
         """Whether each known answer still holds. Raises :class:`DsmError` with every reason unless all do."""
         reasons = [
-            Reason("CANARY_KEY_MISSING", f"the key {self._key(kind)['name']} is not there") for kind in self.missing
+            Reason("CANARY_KEY_MISSING", f"the key {self._key(kind)['name']} is not there", _OTHER_BACKUP)
+            for kind in self.missing
         ]
         proofs: dict[str, bool] = {}
         if not reasons and self.marker is None:
-            reasons.append(Reason("CANARY_NEVER_WRITTEN", "its keys are there, but nothing was ever written"))
+            reasons.append(
+                Reason(
+                    "CANARY_NEVER_WRITTEN",
+                    "its keys are there, but nothing was ever written",
+                    "Write it on production (state: written) before the next backup.",
+                )
+            )
         elif not reasons and self.marker is not None:
             proofs = self._proofs(self.marker)
             reasons.extend(
-                Reason("CANARY_NOT_PROVED", f"{proof} does not hold") for proof in canary.failed_proofs(proofs)
+                Reason("CANARY_NOT_PROVED", f"{proof} does not hold", _OTHER_BACKUP)
+                for proof in canary.failed_proofs(proofs)
             )
             if minimum_sequence is not None and self.marker.sequence < minimum_sequence:
                 reasons.append(
                     Reason(
                         "CANARY_TOO_OLD",
                         f"sequence {self.marker.sequence} came back, at least {minimum_sequence} was expected",
+                        "This is an older backup than the one that was expected. Restore a newer one.",
                     )
                 )
         if reasons:

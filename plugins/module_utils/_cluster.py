@@ -93,6 +93,14 @@ class ClusterReader:
                 found.append(Pod(pod.name, app, pod.node, pod.phase, pod.ready, pod.address, pod.namespace))
         return found
 
+    def running_jobs(self, pattern: str) -> list[str]:
+        """CronJobs and Jobs whose names match ``pattern`` and that have something running now.
+
+        DSM's backups run as Kubernetes cron jobs [doc]; their names are not public.
+        """
+        done = self.kubectl("get", "cronjobs,jobs", "--all-namespaces", "-o", "json")
+        return [name for name in kubectl.parse_running(done.stdout, done.rc) if re.search(pattern, name)]
+
     def uid(self) -> str:
         """The uid of namespace ``kube-system``: it lives as long as the cluster does."""
         done = self.kubectl("get", "namespace", "kube-system", "-o", "json")

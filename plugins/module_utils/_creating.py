@@ -44,7 +44,11 @@ class Creating:
         self._derived: derived_config.Derived | None = None
         self._accepted: list[Reason] = []
         if not _RUN_ID.match(self._params["run_id"]):
-            raise Refused(f"run_id {self._params['run_id']!r} is not usable as a file name.", "RUN_ID_INVALID")
+            raise Refused(
+                f"run_id {self._params['run_id']!r} is not usable as a file name.",
+                "RUN_ID_INVALID",
+                "Use letters, digits, dashes, dots and underscores, at most 64 of them.",
+            )
         self._path = f"{RUNS}/{self._params['run_id']}/config.yaml"
 
     def run(self) -> Outcome:
@@ -119,7 +123,13 @@ class Creating:
                 )
             ]
         except (OSError, UnicodeDecodeError) as error:
-            return [Reason("CONFIG_UNREADABLE", f"{params['config']} cannot be read: {type(error).__name__}.")]
+            return [
+                Reason(
+                    "CONFIG_UNREADABLE",
+                    f"{params['config']} cannot be read: {type(error).__name__}.",
+                    "Look at it: it must be a file of UTF-8 text. Take it from escrow again.",
+                )
+            ]
         except ConfigTextError as error:
             return [
                 Reason(
@@ -222,7 +232,13 @@ def self_address_reasons(self_address: str, own: t.Sequence[str]) -> list[Reason
     try:
         address = str(ipaddress.ip_interface(self_address).ip)
     except ValueError:
-        return [Reason("SELF_MALFORMED", f"self_address {self_address!r} is no address with a mask.")]
+        return [
+            Reason(
+                "SELF_MALFORMED",
+                f"self_address {self_address!a} is no address with a mask.",
+                "Type it by hand, such as 192.0.2.11/24: a copied one may carry a typographic dash.",
+            )
+        ]
     if address not in own:
         return [
             Reason(

@@ -24,6 +24,8 @@ class DsmError(Exception):
     """
 
     default_code = "FAILED"
+    #: What to do next where nobody said anything better.
+    default_remedy = "Read the details, put right what they show, and run this again."
 
     def __init__(
         self, message: str, code: str = "", remedy: str = "", reasons: t.Sequence[Reason] = (), **details: t.Any
@@ -36,12 +38,17 @@ class DsmError(Exception):
         self.details = details
 
     def as_result(self) -> dict[str, t.Any]:
-        """What a module returns when it fails: ``msg, error_code, reasons, remedy, details``."""
-        remedy = self.remedy or " ".join(reason.remedy for reason in self.reasons if reason.remedy)
+        """What a module returns when it fails: ``msg, error_code, reasons, remedy, details``.
+
+        There is always a reason and always a remedy: whoever reads them needs no second way for the other case.
+        """
+        told = list(dict.fromkeys(reason.remedy for reason in self.reasons if reason.remedy))
+        remedy = self.remedy or " ".join(told) or self.default_remedy
+        reasons = self.reasons or (Reason(self.code, self.message, remedy),)
         return {
             "msg": _sentence(self.message, self.reasons),
             "error_code": self.code,
-            "reasons": [reason.as_dict() for reason in self.reasons],
+            "reasons": [dict(reason.as_dict(), remedy=reason.remedy or remedy) for reason in reasons],
             "remedy": remedy,
             "details": dict(self.details),
         }
@@ -57,12 +64,14 @@ class CommandFailed(DsmError):
     """A command could not be started, or ended with an exit code that is not zero."""
 
     default_code = "COMMAND_FAILED"
+    default_remedy = "Read what the command said, put that right on this host, and run this again: it looks anew."
 
 
 class TimedOut(DsmError):
     """A condition was not seen in time. ``details['last_state']`` holds what was seen last."""
 
     default_code = "TIMED_OUT"
+    default_remedy = "See last_state for what is missing. Running this again waits on; it repeats nothing blindly."
 
 
 class TemplateMissing(DsmError):
@@ -75,6 +84,7 @@ class Unreadable(DsmError):
     """An answer that cannot be understood. It is never taken for an empty or a good one."""
 
     default_code = "UNREADABLE"
+    default_remedy = "Look at it by hand on that host. Nothing is concluded from an answer that is not understood."
 
 
 def refuse_unless_accepted(
@@ -93,11 +103,16 @@ def refuse_unless_accepted(
     raise Refused(message, code or first.code, reasons=standing, **details)
 
 
+def reasons_of(error: DsmError) -> list[Reason]:
+    """The reasons of a refusal, to be told together with others: its own, or itself as one."""
+    return list(error.reasons) or [Reason(error.code, error.message, error.remedy)]
+
+
 def _sentence(message: str, reasons: t.Sequence[Reason]) -> str:
     if not reasons:
         return message
-    listed = "; ".join(f"{reason.code}: {reason.message}{'' if reason.hard else ' (soft)'}" for reason in reasons)
-    return f"{message} {listed}"
+    told = [f"{one.code}: {one.message.rstrip('.')}{'' if one.hard else ' (soft)'}" for one in reasons]
+    return f"{message} {'; '.join(told)}."
 
 
 __all__ = (
@@ -108,5 +123,6 @@ __all__ = (
     "TemplateMissing",
     "TimedOut",
     "Unreadable",
+    "reasons_of",
     "refuse_unless_accepted",
 )

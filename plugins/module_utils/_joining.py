@@ -17,16 +17,17 @@ from ._core import membership as core
 from ._core import topology
 from ._core.model import Cluster, Member
 from ._core.reasons import Reason
+from ._core.strict import utc_seconds
 from ._core.testimony import Party
 from ._errors import CommandFailed, Refused, TimedOut, refuse_unless_accepted
 from ._module import Outcome, Shell
 from ._node import remove_markers, try_connection, write_marker
 from ._parse.kubeadm import TOKEN_ANYWHERE
-from ._runner import OperationResult
+from ._runner import OperationResult, argv_reasons
 
 OPERATION = "join"
 EXCLUDES = ("create", "reset", "restore")
-_POLL = 2.0
+_POLL = 1.0
 #: Seconds that a node may stay listed but not whole once the vendor's command has ended badly.
 HALF_DONE_AFTER = 120.0
 
@@ -83,7 +84,9 @@ class Joining:
     def _check(self, standing: str, why: str, cluster: Cluster | None, under_way: bool) -> None:
         """Every reason against it, at once. What runs already was checked when it began."""
         params = self._params
-        reasons = core.join_input_reasons(params["token"], params["peer"], {*self._me.names, "localhost", "127.0.0.1"})
+        mine = {*self._me.names, "localhost", "127.0.0.1"}
+        reasons = core.join_input_reasons(params["token"], params["peer"], mine, params["members"])
+        reasons += argv_reasons(params["extra_args"])
         if standing == core.MEMBER:
             if cluster is None or cluster.member(params["peer"]) is None:
                 reasons.append(
@@ -100,6 +103,7 @@ class Joining:
     def _reasons_to_begin(self, standing: str, why: str) -> list[Reason]:
         params = self._params
         reasons = core.version_reasons(params["own_version"], params["cluster_version"])
+        reasons += core.token_reasons(_seconds(params["token_expires"]), time.time())
         if standing != core.NONE:
             reasons.append(
                 Reason(
@@ -158,22 +162,24 @@ class Joining:
 
     def _look(self) -> tuple[bool, t.Any]:
         status = self._shell.operations.status(OPERATION)
-        running = status is not None and status.running
+        if status is not None and status.running:
+            # What the cluster shows now is not the outcome yet, and asking it takes the time of a node that is busy.
+            return False, {"standing": "the vendor's command runs", "operation_running": True, "node": None}
         standing, why, cluster = self._standing()
         member = self._mine(cluster)
-        if standing == core.MEMBER and member is not None and topology.whole(member) and not running:
+        if standing == core.MEMBER and member is not None and topology.whole(member):
             ended = self._shell.operations.acknowledge(OPERATION)
             if ended is not None and ended.rc != 0 and not ended.reported:
                 self._shell.warn(f"The join ended with exit code {ended.rc}, but this host is a whole member.")
             return True, {"member": member, "cluster": cluster}
-        if status is not None and not running and status.rc != 0 and standing != core.MEMBER:
+        if status is not None and status.rc != 0 and standing != core.MEMBER:
             return True, self._failed(status)
         self._give_up_when_half_done(status, standing, member)
-        return False, {"standing": why, "operation_running": running, "node": member.as_dict() if member else None}
+        return False, {"standing": why, "operation_running": False, "node": member.as_dict() if member else None}
 
     def _give_up_when_half_done(self, status: OperationResult | None, standing: str, member: Member | None) -> None:
         """A node that is listed after a join that ended badly may still become whole, but not for ever."""
-        if status is None or status.running or status.rc == 0 or standing != core.MEMBER or member is None:
+        if status is None or status.rc == 0 or standing != core.MEMBER or member is None:
             self._half_done_since = None
             return
         now = time.monotonic()
@@ -200,8 +206,8 @@ class Joining:
             f"sdkms-cluster join ended with exit code {ended.rc}, and this host is out: "
             f"{ended.output_tail.strip()[-300:] or 'no output'}",
             "JOIN_FAILED",
-            "Is the token still listed on a member? Is the release the cluster's? Is attestation reachable? "
-            "Reset what is left over before the next try.",
+            "Read its words above. Did the token expire meanwhile (kubeadm token list on a member)? Is the release the "
+            "cluster's? Is attestation reachable? Then begin again with a new token; reset what is left over first.",
             rc=ended.rc,
             output_tail=ended.output_tail,
         )
@@ -247,3 +253,20 @@ class Joining:
             host=self._host.as_dict(),
             accepted=[reason.as_dict() for reason in self._accepted],
         )
+
+
+def _seconds(moment: str | None) -> float | None:
+    """Seconds since the epoch of a UTC time as ``join_token`` writes it.
+
+    :raises Refused: it is none
+    """
+    if not moment:
+        return None
+    try:
+        return utc_seconds(moment)
+    except ValueError as error:
+        raise Refused(
+            f"token_expires cannot be read: {error}",
+            "BAD_ARGUMENTS",
+            "Give it as join_token returns it, such as 2026-11-22T01:02:03Z, or leave it out.",
+        ) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import platform
+import re
 import socket
 import typing as t
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from dataclasses import dataclass
 from ansible.module_utils.basic import AnsibleModule
 
 from ._core import testimony
-from ._errors import CommandFailed, DsmError, Reason, Refused
+from ._errors import CommandFailed, DsmError, Reason, Refused, refuse_unless_accepted
 from ._runner import LocalRunner, Operations, Runner
 
 DEFAULT_KUBECONFIG = "/etc/kubernetes/admin.conf"
+#: As ``requires_ansible`` in meta/runtime.yml says; Ansible itself only warns.
+OLDEST_ANSIBLE = (2, 16)
 HOST_ROLES = ["production", "dr", "spare", "rollback", "retired"]
 
 
@@ -162,7 +165,13 @@ def identity_reasons(
     """Why this may be the wrong host. Pure."""
     reasons = []
     if confirm != host.name:
-        reasons.append(Reason("CONFIRM_MISMATCH", f"confirm is {confirm!r}, but this host calls itself {host.name!r}."))
+        reasons.append(
+            Reason(
+                "CONFIRM_MISMATCH",
+                f"confirm is {confirm!r}, but this host calls itself {host.name!r}.",
+                "Was another host meant? Check the inventory alias and delegate_to before you change confirm.",
+            )
+        )
     mine = {_plain_address(address) for address in host.addresses}
     missing = [address for address in expected_addresses if _plain_address(address) not in mine]
     if missing:
@@ -170,6 +179,7 @@ def identity_reasons(
             Reason(
                 "ADDRESS_MISMATCH",
                 f"this host lacks {', '.join(missing)}; it has {', '.join(host.addresses) or 'none readable'}.",
+                "Does ansible_host of this alias lead to another machine? Correct the inventory.",
             )
         )
     if expected_serial and host.serial is None:
@@ -182,7 +192,11 @@ def identity_reasons(
         )
     elif expected_serial and expected_serial != host.serial:
         reasons.append(
-            Reason("SERIAL_MISMATCH", f"serial {expected_serial!r} is expected, but this host has {host.serial!r}.")
+            Reason(
+                "SERIAL_MISMATCH",
+                f"serial {expected_serial!r} is expected, but this host has {host.serial!r}.",
+                "This is another machine: wrong host, or hardware that was replaced. Correct the inventory if it was.",
+            )
         )
     return reasons
 
@@ -202,6 +216,41 @@ def require_testimony(params: t.Mapping[str, t.Any]) -> testimony.Testimony:
     return heard
 
 
+class TellingModule(AnsibleModule):
+    """Ansible's module, but wrong arguments are refused like everything else: with a code, all reasons and a remedy."""
+
+    def fail_json(self, msg: str, **result: t.Any) -> None:
+        if "error_code" not in result:
+            checked = getattr(self, "validation_result", None)
+            wrong = list(getattr(checked, "error_messages", ())) or [msg]
+            reasons = [Reason("BAD_ARGUMENT", text, _remedy_of_argument(text)) for text in wrong]
+            told = Refused("Nothing was done, the arguments are wrong.", "BAD_ARGUMENTS", reasons=reasons).as_result()
+            msg = told.pop("msg")
+            result.update(told, changed=False, actions=[])
+        super().fail_json(msg, **result)
+
+
+def _remedy_of_argument(text: str) -> str:
+    if re.search(r"missing required arguments:.*\bconfirm\b", text):
+        return "Give confirm: the name that the host meant calls itself by (hostname). It says that you mean this one."
+    return "See ansible-doc for the options of this module."
+
+
+def controller_reasons(version: str | None) -> list[Reason]:
+    """Why the ansible-core that runs this is not supported. Pure. What it does not say (0.0) is not known to be old."""
+    match = re.match(r"(?!0\.0\b)(\d+)\.(\d+)", version or "")
+    if match is None or (int(match.group(1)), int(match.group(2))) >= OLDEST_ANSIBLE:
+        return []
+    oldest = ".".join(map(str, OLDEST_ANSIBLE))
+    return [
+        Reason(
+            "ANSIBLE_TOO_OLD",
+            f"ansible-core {version} runs this; this collection needs {oldest} or newer.",
+            f"Run it with ansible-core {oldest} or newer, which can be had by pip install in a virtual environment.",
+        )
+    ]
+
+
 def run_module(
     argument_spec: dict[str, t.Any], body: t.Callable[[Shell], Outcome], **ansible_module_kwargs: t.Any
 ) -> None:
@@ -211,32 +260,32 @@ def run_module(
     fails with code ``INTERNAL`` and no traceback in the message.
     """
     ansible_module_kwargs.setdefault("supports_check_mode", True)
-    module = AnsibleModule(argument_spec=argument_spec, **ansible_module_kwargs)
+    module = TellingModule(argument_spec=argument_spec, **ansible_module_kwargs)
     shell = Shell(dict(module.params), module.check_mode, warn=module.warn)
     try:
+        refuse_unless_accepted(controller_reasons(getattr(module, "ansible_version", None)), (), "Nothing was done.")
         result = result_of(body(shell), shell)
     except DsmError as error:
-        module.fail_json(actions=shell.runner.actions, **error.as_result())
+        told = error
     except PermissionError as error:
-        module.fail_json(
-            msg=f"No permission for {error.filename or 'what this module reads'}, so nothing was done.",
-            error_code="NOT_PERMITTED",
-            reasons=[],
-            remedy="Run this as root: become: true.",
-            details={"where": _where(error)},
-            actions=shell.runner.actions,
+        told = Refused(
+            f"No permission for {error.filename or 'what this module reads'}.",
+            "NOT_PERMITTED",
+            "Run this as root: become: true.",
+            where=_where(error),
         )
     except Exception as error:  # the boundary: nothing may leave a module as a traceback
-        module.fail_json(
-            msg=f"Unexpected {type(error).__name__} in this module; see details.",
-            error_code="INTERNAL",
-            reasons=[],
-            remedy="This is a defect of the collection. Report it with the details.",
-            details={"exception": type(error).__name__, "where": _where(error)},
-            actions=shell.runner.actions,
+        told = DsmError(
+            f"Unexpected {type(error).__name__} in this module; see details.",
+            "INTERNAL",
+            "This is a defect of the collection. Report it with the details.",
+            exception=type(error).__name__,
+            where=_where(error),
         )
     else:
         module.exit_json(**result)
+        return
+    module.fail_json(changed=bool(shell.runner.actions), actions=shell.runner.actions, **told.as_result())
 
 
 def result_of(outcome: Outcome, shell: Shell) -> dict[str, t.Any]:

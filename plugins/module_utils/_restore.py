@@ -20,7 +20,7 @@ from ._core import restore_plan
 from ._core.manifest import FileEntry, tree_digest
 from ._core.reasons import Reason, split
 from ._core.restore_plan import Candidate
-from ._errors import CommandFailed, Refused, TimedOut
+from ._errors import CommandFailed, DsmError, Refused, TimedOut, reasons_of
 from ._files import read_json, write_json
 from ._runner import Operations, fill_template
 
@@ -33,18 +33,20 @@ _CHUNK = 1024 * 1024
 _UNSAFE = re.compile(r"[^a-z0-9_.-]+")
 
 
-def filled_steps(
-    steps: Sequence[Mapping[str, Any]], candidate: Candidate, config: str, kubeconfig: str, run_id: str
-) -> list[tuple[str, list[str]]]:
-    """Name and argv of every step. Raises :class:`TemplateMissing` when there are none, :class:`Refused` for a
-    placeholder that nobody knows, and when no step uses the backup at all."""
+def filled_steps(params: Mapping[str, Any], candidate: Candidate) -> list[tuple[str, list[str]]]:
+    """Name and argv of every step of the module's parameters.
+
+    Raises :class:`TemplateMissing` when there are none, :class:`Refused` for a placeholder that nobody knows, and when
+    no step uses the backup at all.
+    """
+    steps: Sequence[Mapping[str, Any]] = params["steps"]
     values = {
         "archive": candidate.path,
         "directory": candidate.path if os.path.isdir(candidate.path) else os.path.dirname(candidate.path),
         "backup_id": candidate.id,
-        "config": config,
-        "kubeconfig": kubeconfig,
-        "run_id": run_id,
+        "config": params["config"],
+        "kubeconfig": params["kubeconfig"],
+        "run_id": params["run_id"] or "",
     }
     if not steps:
         fill_template(None, values, name="steps", article=ARTICLE)
@@ -58,6 +60,16 @@ def filled_steps(
     if len({name for name, _argv in filled}) != len(filled):
         raise Refused("Two steps have the same name.", "STEPS_INVALID", "Give every step a name of its own.")
     return filled
+
+
+def template_reasons(params: Mapping[str, Any], candidates: Sequence[Candidate]) -> list[Reason]:
+    """What is wrong with the operator's steps, whichever candidate they will get."""
+    try:
+        for candidate in candidates[:1]:
+            filled_steps(params, candidate)
+    except DsmError as error:
+        return reasons_of(error)
+    return []
 
 
 def choose(
@@ -92,7 +104,8 @@ def staged_reasons(candidate: Candidate, data_path: str, factor: float) -> list[
     try:
         free = shutil.disk_usage(data_path).free
     except OSError as error:
-        return [*reasons, Reason("NO_SPACE", f"the space on {data_path} cannot be read: {error.strerror}")]
+        what = f"the space on {data_path} cannot be read: {error.strerror}"
+        return [*reasons, Reason("NO_SPACE", what, "Give data_path: where the database keeps its files.")]
     if free < factor * size:
         reasons.append(
             Reason(

@@ -22,7 +22,7 @@ import time
 import typing as t
 from dataclasses import dataclass
 
-from ._errors import CommandFailed, Refused, TemplateMissing, TimedOut
+from ._errors import CommandFailed, Reason, Refused, TemplateMissing, TimedOut
 
 HIDDEN = "********"
 #: sudo's secure path often lacks these, and the vendor's tools live in them [inferred].
@@ -77,21 +77,37 @@ def redact(text: str, secrets: t.Iterable[str]) -> str:
     return text
 
 
-def check_argv(argv: t.Sequence[str]) -> list[str]:
-    """Refuse what a copied document leaves in a command line.
+def argv_reasons(words: t.Sequence[str], secrets: t.Sequence[str] = ()) -> list[Reason]:
+    """What a copied document leaves in a command line, for every word that it spoiled. Pure.
 
     The vendor's article prints a typographic dash in ``--delete-data`` [seed], so argv must be plain ASCII.
     """
+    return [
+        Reason(
+            "ARGV_NOT_ASCII",
+            f"the argument {redact(word, secrets)!a} is not a single line of plain ASCII.",
+            "Type it again by hand: copied documents often carry a typographic dash or quote.",
+        )
+        for word in words
+        if not word.isascii() or "\x00" in word or "\n" in word
+    ]
+
+
+def check_argv(argv: t.Sequence[str], secrets: t.Sequence[str] = ()) -> list[str]:
+    """The words of a command, once nothing speaks against them.
+
+    :raises Refused: no command at all (``ARGV_INVALID``), or words that were spoiled (``ARGV_NOT_ASCII``)
+    """
     words = list(argv)
     if not words or not all(isinstance(word, str) for word in words) or not words[0]:
-        raise Refused("A command must be a list of texts that starts with a program.", "ARGV_INVALID")
-    for word in words:
-        if not word.isascii() or "\x00" in word or "\n" in word:
-            raise Refused(
-                f"The argument {word!a} of {words[0]} is not a single line of plain ASCII.",
-                "ARGV_NOT_ASCII",
-                "Type it again by hand: copied documents often carry a typographic dash or quote.",
-            )
+        raise Refused(
+            "A command must be a list of texts that starts with a program.",
+            "ARGV_INVALID",
+            "Write it as a list, one word an entry, the program first.",
+        )
+    reasons = argv_reasons(words, secrets)
+    if reasons:
+        raise Refused(f"The command {words[0]!a} is not run.", "ARGV_NOT_ASCII", reasons=reasons)
     return words
 
 
@@ -177,7 +193,7 @@ class LocalRunner:
         environ: t.Mapping[str, str] | None = None,
         reading: bool = False,
     ) -> Completed:
-        words = check_argv(argv)
+        words = check_argv(argv, secrets)
         shown = [redact(word, secrets) for word in words]
         env = child_environment(environ)
         program = find_tool(words[0], env)
@@ -312,7 +328,7 @@ class Operations:
         :raises TimedOut: still running (code ``OPERATION_RUNNING``)
         :raises Refused: another argv runs under this name (code ``OPERATION_CONFLICT``)
         """
-        words = check_argv(argv)
+        words = check_argv(argv, secrets)
         shown = [redact(word, secrets) for word in words]
         digest = hashlib.sha256("\x00".join(shown).encode("ascii")).hexdigest()
         os.makedirs(self._path(name), mode=0o700, exist_ok=True)
@@ -360,7 +376,11 @@ class Operations:
 
     def _path(self, name: str, part: str = "") -> str:
         if not _NAME.match(name):
-            raise Refused(f"{name!r} is not a name for an operation.", "OPERATION_NAME")
+            raise Refused(
+                f"{name!r} is not a name for an operation.",
+                "OPERATION_NAME",
+                "Use small letters, digits, dashes, dots and underscores, at most 64 of them.",
+            )
         return os.path.join(self.directory, name, part) if part else os.path.join(self.directory, name)
 
     def _to_attach(self, name: str, digest: str, shown: list[str], report_within: float) -> bool:

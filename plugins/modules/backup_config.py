@@ -158,11 +158,10 @@ applied:
   returned: success
   type: bool
 accepted:
-  description: Codes of soft reasons that were found and accepted.
+  description: Soft reasons that were accepted.
   returned: success
   type: list
-  elements: str
-  sample: [AUDIT_LOG_LOST]
+  elements: dict
 before:
   description: Both blocks, the mode of the file and whether the file was applied, without secrets.
   returned: success
@@ -180,7 +179,9 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._config_file i
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import backup_plan, config_text
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import (
     CommandFailed,
+    DsmError,
     Refused,
+    reasons_of,
     refuse_unless_accepted,
 )
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import Outcome, Shell, accept_spec, run_module
@@ -228,17 +229,11 @@ def body(shell: Shell) -> Outcome:
     old = config.read()
     now, wanted, new = _plan(old, params)
     exposed = any(map(backup_plan.secrets, now.values())) and bool(config.mode & (stat.S_IRWXG | stat.S_IRWXO))
-    reasons = backup_plan.lint(wanted, params["dsm_version"], exposed)
-    accepted = refuse_unless_accepted(reasons, params["accept"], f"{params['path']} was left as it is.")
     pending = params["apply"] and bool(config.pending_since())
     apply = params["apply"] and (new != old or pending)
-    argv = []
-    if apply:
-        values = {"config": params["path"]}
-        argv = []
-    if apply:
-        values = {"config": params["path"]}
-        argv = fill_template(params["apply_argv"], values, name="apply_argv", article=params["article"])
+    argv, spoiled = _command(params) if apply else ([], [])
+    reasons = backup_plan.lint(wanted, params["dsm_version"], exposed) + spoiled
+    accepted = refuse_unless_accepted(reasons, params["accept"], f"{params['path']} was left as it is.")
     rewrite = new != old or exposed
     before = _shown(now, None, config.mode, not pending)
     after = _shown(wanted, now, 0o600 if rewrite else config.mode, True)
@@ -258,8 +253,17 @@ def body(shell: Shell) -> Outcome:
         config=params["path"],
         previous=config.previous if os.path.exists(config.previous) or new != old else None,
         applied=bool(apply),
-        accepted=[reason.code for reason in accepted],
+        accepted=[reason.as_dict() for reason in accepted],
     )
+
+
+def _command(params: dict) -> tuple[list, list]:
+    """The operator's command that takes the file up, and what is wrong with its template."""
+    try:
+        values = {"config": params["path"]}
+        return fill_template(params["apply_argv"], values, name="apply_argv", article=params["article"]), []
+    except DsmError as error:
+        return [], reasons_of(error)
 
 
 def _apply(shell: Shell, argv: list, hidden: list, since: str) -> None:

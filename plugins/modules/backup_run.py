@@ -16,6 +16,8 @@ description:
     a DR node for certain only if its snapshot started while that node was a member [inferred].
   - How to start a backup by hand is not known in public. It is an argv template of the operator, run as a detached
     operation. It has to end after the snapshot has begun.
+  - With O(mode=now), a scheduled backup that is still running is waited for first. Its snapshot is older, and once it
+    has arrived nobody could tell the two apart.
   - What the command prints is not looked at. Whether a backup arrived is for M(kmsops.fortanix_dsm.backup_ship) to say.
 options:
   mode:
@@ -37,6 +39,12 @@ options:
   schedule:
     description: With O(mode=cron), the schedule in UTC. Read from O(config) when absent.
     type: str
+  scheduled:
+    description:
+      - Regular expression that the names of the scheduled backups' CronJobs and Jobs match. The product runs backups as
+        Kubernetes cron jobs [doc], their names are not public [inferred].
+    type: str
+    default: backup
   config:
     description: The C(config.yaml) to read the schedule from.
     type: path
@@ -48,6 +56,7 @@ options:
     type: str
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.kubeconfig
+  - kmsops.fortanix_dsm.accept
   - kmsops.fortanix_dsm.attributes
   - kmsops.fortanix_dsm.attributes.node_group
 attributes:
@@ -93,6 +102,18 @@ trigger:
   returned: success
   type: str
   sample: now
+waited_for:
+  description: Scheduled backups that were running and had to end first. In check mode, those that are running.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+accepted:
+  description: Soft reasons that were accepted.
+  returned: success
+  type: list
+  elements: dict
+  sample: []
 attached:
   description: Whether an earlier call of the same run had started it already.
   returned: success
@@ -115,16 +136,16 @@ seconds:
 
 import re
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _schedule
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._cluster import ClusterReader
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._config_file import ConfigFile
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import config_text, cron
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.model import Cluster
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import CommandFailed, Refused
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import CommandFailed
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import (
     Outcome,
     Shell,
+    accept_spec,
     kubeconfig_spec,
     run_module,
 )
@@ -133,10 +154,12 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._runner import
 ARTICLE = "Fortanix DSM Backup and Restore Using SCP (Password-Based or Passwordless), section on configuring backups"
 ARGUMENT_SPEC = {
     **kubeconfig_spec(),
+    **accept_spec(),
     "mode": {"type": "str", "choices": ["now", "cron"], "default": "now"},
     "argv": {"type": "list", "elements": "str"},
     "article": {"type": "str", "default": ARTICLE},
     "schedule": {"type": "str"},
+    "scheduled": {"type": "str", "default": "backup"},
     "config": {"type": "path", "default": "/etc/dsm/config.yaml"},
     "run_id": {"type": "str"},
 }
@@ -148,23 +171,29 @@ def body(shell: Shell) -> Outcome:
     params = shell.params
     begun = time.monotonic()
     reader = ClusterReader(shell.runner, params["kubeconfig"])
+    waited_for, accepted = [], []
     if params["mode"] == "now":
         values = {"kubeconfig": params["kubeconfig"], "run_id": params["run_id"] or ""}
         argv = fill_template(params["argv"], values, name="argv", article=params["article"])
+        name = _operation_name(params["run_id"])
+        if not (params["run_id"] and shell.operations.status(name)):
+            waited_for, accepted = _schedule.wait_for_running(shell, reader)
         before = reader.read()
-        started, by, attached = (None, None, False) if shell.check_mode else _start(shell, argv)
+        started, by, attached = (None, None, False) if shell.check_mode else _start(shell, argv, name)
     else:
-        firing = _next_firing(params)
+        firing = _schedule.next_firing(params)
         before = reader.read()
-        started, by, attached = _text(firing), None, False
+        started, by, attached = _schedule.text_of(firing), None, False
         if not shell.check_mode:
-            _wait_until(firing)
+            _schedule.wait_until(firing)
     after = before if shell.check_mode else reader.read()
     return Outcome(
         params["mode"] == "now",
         snapshot_started=started,
         snapshot_started_before=by,
         trigger=params["mode"],
+        waited_for=waited_for,
+        accepted=[reason.as_dict() for reason in accepted],
         attached=attached,
         members=_members(before, after, started),
         fingerprint=after.fingerprint,
@@ -172,10 +201,13 @@ def body(shell: Shell) -> Outcome:
     )
 
 
-def _start(shell: Shell, argv: list) -> tuple[str, str, bool]:
+def _operation_name(run_id: str | None) -> str:
+    return OPERATION + ("-" + re.sub(r"[^a-z0-9_.-]", "-", run_id.lower()) if run_id else "")[:50]
+
+
+def _start(shell: Shell, argv: list, name: str) -> tuple[str, str, bool]:
     """Start a backup. One that another call left behind is waited for; it counts only for a call of the same run."""
     timeout, run_id = shell.params["timeout"], shell.params["run_id"]
-    name = OPERATION + ("-" + re.sub(r"[^a-z0-9_.-]", "-", run_id.lower()) if run_id else "")[:50]
     earlier = shell.operations.status(name)
     if earlier is not None and not run_id:
         if earlier.running:
@@ -190,41 +222,7 @@ def _start(shell: Shell, argv: list) -> tuple[str, str, bool]:
             rc=done.rc,
             output_tail=done.output_tail,
         )
-    return done.started_at, _text(datetime.now(timezone.utc)), done.attached
-
-
-def _next_firing(params: dict) -> datetime:
-    """The next firing, or a refusal when there is no schedule or the firing is too far away to wait for."""
-    text = params["schedule"]
-    try:
-        if text is None:
-            block = config_text.read_block(ConfigFile(params["config"], "").read(), "backup") or {}
-            text = str(block.get("cron_schedule") or "")
-        now = datetime.now(timezone.utc)
-        firing = cron.parse(text).next_after(now)
-    except ValueError as error:
-        raise Refused(
-            f"There is no schedule to wait for: {error}",
-            "SCHEDULE_INVALID",
-            "Give schedule, or configure the backups first (module backup_config).",
-        ) from error
-    if firing - now > timedelta(seconds=params["timeout"]):
-        raise Refused(
-            f"The next scheduled backup is at {_text(firing)}, which is more than {params['timeout']:g} s away.",
-            "TOO_FAR_AWAY",
-            "Raise timeout, or start one now (mode: now).",
-            next_firing=_text(firing),
-        )
-    return firing
-
-
-def _wait_until(moment: datetime) -> None:
-    """Until the clock says so, also when it is set meanwhile."""
-    while True:
-        left = (moment - datetime.now(timezone.utc)).total_seconds()
-        if left <= 0:
-            return
-        time.sleep(min(left, 5.0))
+    return done.started_at, _schedule.text_of(datetime.now(timezone.utc)), done.attached
 
 
 def _members(before: Cluster, after: Cluster, started: str | None) -> list:
@@ -236,10 +234,6 @@ def _members(before: Cluster, after: Cluster, started: str | None) -> list:
             shown = member.as_dict()
             found.append({key: shown[key] for key in ("name", "addresses", "host_id", "datacenter")})
     return found
-
-
-def _text(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def main() -> None:

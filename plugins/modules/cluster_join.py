@@ -43,6 +43,18 @@ options:
         command shows it in the process list of this node while it runs.
     type: str
     required: true
+  token_expires:
+    description:
+      - When the token expires, UTC, as M(kmsops.fortanix_dsm.join_token) returns it. A token that has expired by the
+        clock of this host is the soft reason V(TOKEN_EXPIRED). Not looked at when absent.
+    type: str
+  members:
+    description:
+      - Names and addresses of the nodes of the cluster, as M(kmsops.fortanix_dsm.cluster_info) of a member tells them.
+        A O(peer) that is none of them is the soft reason V(PEER_NOT_MEMBER). Not looked at when empty.
+    type: list
+    elements: str
+    default: []
   node_name:
     description:
       - Name that this node gets in the cluster. Its host name when absent.
@@ -159,6 +171,8 @@ def main() -> None:
         _module.kubeconfig_spec(3600.0),
         peer={"type": "str", "required": True},
         token={"type": "str", "required": True, "no_log": True},
+        token_expires={"type": "str", "no_log": False},
+        members={"type": "list", "elements": "str", "default": []},
         node_name={"type": "str"},
         datacenter={"type": "str"},
         own_version={"type": "str"},

@@ -112,7 +112,7 @@ accepted:
   elements: dict
 """
 
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _cluster, _errors, _module
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _cluster, _errors, _module, _runner
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import membership
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.testimony import Party
 
@@ -128,6 +128,7 @@ def decide(shell, cluster, target, host):
     params = shell.params
     heard = _module.require_testimony(params)
     reasons = _module.identity_reasons(host, params["confirm"], params["expected_addresses"], params["expected_serial"])
+    reasons += _runner.argv_reasons([params["node"], *params["extra_args"]])
     reasons += membership.removal_reasons(
         cluster,
         target,

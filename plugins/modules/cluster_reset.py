@@ -123,7 +123,7 @@ accepted:
   elements: dict
 """
 
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _cluster, _errors, _module, _node
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _cluster, _errors, _module, _node, _runner
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import membership
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.testimony import Party
 
@@ -163,6 +163,7 @@ def decide(shell, host, heard):
     )
     reasons = _module.identity_reasons(host, params["confirm"], params["expected_addresses"], params["expected_serial"])
     reasons += membership.reset_reasons(params["because"], case)
+    reasons += _runner.argv_reasons(params["extra_args"])
     for other in OTHERS:
         if runs(shell, other):
             message = f"'{other}' runs on this host."

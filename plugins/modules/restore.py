@@ -180,11 +180,10 @@ seconds:
   type: float
   sample: 41.5
 accepted:
-  description: Codes of soft reasons that were found and accepted.
+  description: Soft reasons that were accepted.
   returned: success
   type: list
-  elements: str
-  sample: [JOIN_UNKNOWN]
+  elements: dict
 passed_over:
   description: Candidates before the chosen one, and why.
   returned: success
@@ -227,6 +226,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import
     Shell,
     accept_spec,
     confirmed_spec,
+    identity_reasons,
     kubeconfig_spec,
     run_module,
 )
@@ -237,6 +237,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._restore impor
     carry_out,
     choose,
     filled_steps,
+    template_reasons,
 )
 
 ARGUMENT_SPEC = {
@@ -281,21 +282,23 @@ ARGUMENT_SPEC = {
 def body(shell: Shell) -> Outcome:
     """No-op where it is done, refusal with every reason where it may not be, else the steps and the proof of life."""
     params = shell.params
-    me = shell.require_confirmed_host(params["confirm"], params["expected_addresses"], params["expected_serial"])
+    me = shell.host_identity()
+    reasons = identity_reasons(me, params["confirm"], params["expected_addresses"], params["expected_serial"])
     candidates = [restore_plan.candidate_of(option) for option in params["candidates"]]
     fingerprint = local_fingerprint(params["kubeconfig"])
     journal = Journal(params["state_dir"])
     entry = journal.of(fingerprint)
     ids = [candidate.id for candidate in candidates]
-    if entry is not None and entry["state"] == restore_plan.RESTORED and entry["candidate"] in ids:
+    if not reasons and entry is not None and entry["state"] == restore_plan.RESTORED and entry["candidate"] in ids:
         return _outcome(journal, entry["candidate"], entry["candidate"], seconds=0.0, version=entry.get("version"))
     addresses = [params["api_address"], *params["expected_addresses"], *me.addresses, "127.0.0.1"]
     endpoint = Endpoint(next(filter(None, addresses)).split("/")[0], params["api_port"], params["api_host"])
     api = Api(endpoint, params["ca_path"], ca_pem=params["ca_pem"])
     host = _host(shell, me, fingerprint, api)
-    reasons = restore_plan.journal_reasons(entry, ids, [step["name"] for step in params["steps"]])
+    reasons += restore_plan.journal_reasons(entry, ids, [step["name"] for step in params["steps"]])
     reasons += restore_plan.host_reasons(host, testimony.read(params["testimony"]))
     reasons += probe_isolation(params["isolation"], me.every_address)
+    reasons += template_reasons(params, candidates)
     accepted = refuse_unless_accepted(reasons, params["accept"], f"Nothing was restored onto {me.name}.")
     if entry is None:
         chosen, doubts, passed_over = choose(candidates, host, params)
@@ -305,13 +308,15 @@ def body(shell: Shell) -> Outcome:
         raise Refused(
             f"None of the {len(candidates)} candidates may be restored onto {me.name}.",
             "NO_CANDIDATE",
-            reasons=_reasons_of(passed_over),
+            reasons=_reasons_of(passed_over)
+            or [Reason("NO_CANDIDATE", "none was given.", "Stage one from the store.")],
             passed_over=passed_over,
         )
-    steps = filled_steps(params["steps"], chosen, params["config"], params["kubeconfig"], params["run_id"] or "")
-    extra = {"accepted": [reason.code for reason in [*accepted, *doubts]], "passed_over": passed_over}
+    steps = filled_steps(params, chosen)
+    extra = {"accepted": [reason.as_dict() for reason in [*accepted, *doubts]], "passed_over": passed_over}
     if shell.check_mode:
         return _outcome(journal, None, chosen.id, state="planned", **extra)
+    shell.require_confirmed_host(params["confirm"], params["expected_addresses"], params["expected_serial"])
     started = time.monotonic()
     if entry is None:
         journal.begin(chosen, fingerprint, params["run_id"] or "", [name for name, _argv in steps])

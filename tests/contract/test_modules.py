@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -234,11 +235,54 @@ def test_a_refusal_has_a_shape_and_touches_nothing(world: World, check: bool) ->
     assert re.fullmatch(r"[A-Z][A-Z0-9_]+", result["error_code"]) and result["error_code"] != "INTERNAL"
     assert result["msg"] and "Traceback" not in answer.text
     assert result["remedy"], "nobody says what to do next"
-    assert isinstance(result["details"], dict) and isinstance(result["actions"], list)
+    assert isinstance(result["details"], dict)
+    assert (result["changed"], result["actions"]) == (False, [])
+    assert result["reasons"], "nobody says why"
     for reason in result["reasons"]:
         assert set(reason) == {"code", "message", "remedy", "hard"}
         assert re.fullmatch(r"[A-Z][A-Z0-9_]+", reason["code"]) and reason["message"]
+        assert reason["remedy"], f"{reason['code']} says not what to do next"
     assert world.observe() == before
+
+
+def test_wrong_arguments_are_told_all_at_once_like_any_refusal(world: World) -> None:
+    before = world.observe()
+    required = [key for key, spec in constructed(world.module)["argument_spec"].items() if spec.get("required")]
+    answer = world.call(**dict.fromkeys(required), no_such_option=1, neither_this="x")
+    result = answer.result
+    assert answer.failed and result["error_code"] == "BAD_ARGUMENTS"
+    told = " ".join(reason["message"] for reason in result["reasons"])
+    assert all(word in told for word in [*required, "no_such_option", "neither_this"])
+    assert result["remedy"] and all(reason["remedy"] for reason in result["reasons"])
+    assert (result["changed"], result["actions"]) == (False, []) and "Traceback" not in answer.text
+    assert world.observe() == before
+
+
+def calls_of(name: str) -> Iterator[tuple[str, ast.Call]]:
+    """Where plugins make an object of the class ``name``."""
+    for path in sorted((ROOT / "plugins").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and name in (getattr(node.func, "id", ""), getattr(node.func, "attr", "")):
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", node
+
+
+def test_every_reason_says_what_to_do_next() -> None:
+    found = list(calls_of("Reason"))
+    silent = [
+        where
+        for where, call in found
+        if len(call.args) < 3 and not {"remedy", None} & {one.arg for one in call.keywords}
+    ]
+    assert len(found) > 100 and silent == []
+
+
+def test_every_refusal_says_what_to_do_next() -> None:
+    silent = [
+        where
+        for where, call in calls_of("Refused")
+        if len(call.args) < 3 and not {"remedy", "reasons"} & {one.arg for one in call.keywords}
+    ]
+    assert silent == []
 
 
 def planted(

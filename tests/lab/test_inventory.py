@@ -10,8 +10,8 @@ import yaml
 from labctl import inventory, paths, topology
 
 
-def rendered() -> dict:
-    site = topology.load(paths.LAB / "topology", "small")
+def rendered(profile: str = "small") -> dict:
+    site = topology.load(paths.LAB / "topology", profile)
     text = inventory.render(
         site,
         state=Path("/run/kmsops-lab"),
@@ -71,3 +71,23 @@ def test_both_restore_families_take_one_backup() -> None:
         words = [word for step in steps for word in step["argv"] if word.startswith("{")]
         assert len(words) == 1
         assert all(step["argv"][0].startswith("/") for step in steps)
+
+
+def test_the_newer_release_is_the_other_way_in_everything() -> None:
+    small, newer = rendered(), rendered("newer")
+    for one, scp, layout, steps in ((small, "password", "single", 1), (newer, "private key", "per_node", 4)):
+        source = one["children"]["dsm_backup_sources"]["hosts"]["landing"]["dsm_backup_source"]
+        assert one["vars"]["dsm_backup"]["scp"]["authmode"] == scp
+        assert (source["layout"], len(one["vars"]["dsm_restore_steps"])) == (layout, steps)
+    assert "password" not in newer["vars"]["dsm_backup"]["scp"]
+    assert source["path"].endswith("/backup/*/*")  # the parts, one for each node
+
+
+def test_after_a_recovery_the_store_itself_takes_the_deliveries() -> None:
+    for one in (rendered(), rendered("newer")):
+        variables = one["vars"]
+        store = one["children"]["dsm_store"]["hosts"]["store"]["ansible_host"]
+        before, after = variables["dsm_backup"], variables["dsm_recovery_backup"]
+        assert after == {**before, "scp": {**before["scp"], "server_ip": store}}
+        delivered = one["children"]["dsm_backup_sources"]["hosts"]["landing"]["dsm_backup_source"]
+        assert variables["dsm_recovery_sources"] == [{"path": delivered["path"], "layout": delivered["layout"]}]

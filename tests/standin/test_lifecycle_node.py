@@ -76,3 +76,11 @@ def test_write_file_leaves_no_draft_behind_when_it_fails(tmp_path: Path) -> None
 def test_wait_says_what_did_not_come() -> None:
     with pytest.raises(node.StandinError, match="the dawn did not happen within 0 s"):
         node.wait_until(lambda: False, 0, "the dawn")
+
+
+def test_commands_are_counted_without_their_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "COMMAND_LOG", tmp_path / "commands.log")
+    for name in ("join", "reset", "join"):
+        node.note_command(name)
+    lines = (tmp_path / "commands.log").read_text(encoding="utf-8").splitlines()
+    assert [line.split()[2:] for line in lines] == [["join"], ["reset"], ["join"]]

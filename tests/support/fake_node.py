@@ -49,6 +49,19 @@ def nodetool_status(nodes: Mapping[str, str], datacenter: str = "dc1") -> str:
     return "\n".join(lines) + "\n\n"
 
 
+def jobs_json(cron_jobs: Mapping[str, bool]) -> str:
+    """CronJobs by name; those that are True have a Job running."""
+    items: list[dict[str, Any]] = [
+        {
+            "kind": "CronJob",
+            "metadata": {"name": name, "namespace": "default"},
+            "status": {"active": [{"kind": "Job", "name": f"{name}-1"}]} if running else {},
+        }
+        for name, running in cron_jobs.items()
+    ]
+    return json.dumps({"kind": "List", "items": items})
+
+
 def commands(name: str, nodes: Mapping[str, str], serial: str = "SN-1") -> dict[tuple[str, ...], Any]:
     """Answers of a member ``name`` of a cluster of ``nodes``, for a FakeRunner."""
     database = ["kubectl", "exec", "-n", "default", "cassandra-0", "--", "nodetool", "status"]
@@ -57,6 +70,7 @@ def commands(name: str, nodes: Mapping[str, str], serial: str = "SN-1") -> dict[
         ("dmidecode", "-s", "system-serial-number"): serial + "\n",
         ("kubectl", "get", "nodes"): nodes_json(nodes),
         ("kubectl", "get", "pods"): pods_json(nodes),
+        ("kubectl", "get", "cronjobs,jobs"): jobs_json({}),
         ("kubectl", "get", "namespace"): json.dumps({"kind": "Namespace", "metadata": {"uid": "uid-" + name}}),
         tuple(database): nodetool_status(nodes),
     }

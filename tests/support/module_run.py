@@ -185,6 +185,6 @@ def constructed(name: str) -> dict[str, Any]:
         seen.update(arguments)
         raise Stop
 
-    with mock.patch.object(_module, "AnsibleModule", record), suppress(Stop):
+    with mock.patch.object(_module, "TellingModule", record), suppress(Stop):
         module.main()
     return seen

@@ -169,7 +169,9 @@ def claim(cluster: kube.Cluster, section: str, schedule: str, minute: dt.datetim
         found = cluster.get(f"{CRONJOBS}/{name}")
     if found is None or (found.get("status") or {}).get("lastScheduleTime", "") >= stamp:
         return False
-    found["status"] = {**(found.get("status") or {}), "lastScheduleTime": stamp}
+    job = f"{name}-{int(minute.timestamp()) // 60}"  # as the CronJob controller names it
+    active = [{"apiVersion": "batch/v1", "kind": "Job", "namespace": "default", "name": job}]
+    found["status"] = {**(found.get("status") or {}), "lastScheduleTime": stamp, "active": active}
     try:
         cluster.http.request("PUT", f"{CRONJOBS}/{name}/status", found)
     except kube.ApiError as error:
@@ -177,6 +179,14 @@ def claim(cluster: kube.Cluster, section: str, schedule: str, minute: dt.datetim
             return False
         raise
     return True
+
+
+def run_scheduled(cfg: node.NodeConfig, section: str) -> None:
+    """Take the backup that this member claimed; while it runs, the CronJob says so."""
+    try:
+        backup.run_scheduled(cfg, section)
+    finally:
+        kube.at(cfg.address).merge(f"{CRONJOBS}/{JOBS[section]}/status", {"status": {"active": None}})
 
 
 def cron_job(name: str, schedule: str) -> dict[str, Any]:
@@ -259,7 +269,7 @@ def main(arguments: list[str]) -> int:
     if arguments == ["run"]:
         Agent(node.load()).run()
     if arguments[:1] == ["backup"] and len(arguments) == 2:
-        backup.run_scheduled(node.load(), arguments[1])
+        run_scheduled(node.load(), arguments[1])
         return 0
     print("usage: standin.agent run | backup SECTION", file=sys.stderr)
     return 2

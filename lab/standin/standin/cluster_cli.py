@@ -551,6 +551,7 @@ def run(arguments: Sequence[str]) -> int:
     if os.geteuid() != 0:
         raise node.StandinError("stand-in: must be run as root")
     cfg = node.load()
+    node.note_command(options.command)
     if options.command == "create":
         return create(cfg, options.self_address, options.config)
     if options.command == "join":

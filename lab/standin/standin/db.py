@@ -26,6 +26,7 @@ CONSISTENCIES = ("local_quorum", "quorum", "all")
 _DATACENTER = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
 _REQUEST_TIMEOUT_S = 12.0
 _STAY_LOCAL_S = 5.0
+RING_PATIENCE_S = 120.0
 
 
 class StoreUnavailable(Exception):
@@ -86,6 +87,7 @@ class Store:
     def _execute(self, cql: str, values: tuple[Any, ...] = (), consistency: str = "quorum") -> list[Any]:
         from cassandra import ConsistencyLevel, DriverException, InvalidRequest, OperationTimedOut
         from cassandra.cluster import NoHostAvailable
+        from cassandra.protocol import ErrorMessage
         from cassandra.query import SimpleStatement
 
         level = getattr(ConsistencyLevel, consistency.upper())
@@ -102,7 +104,7 @@ class Store:
             return list(self._session.execute(statement))
         except InvalidRequest as error:
             raise StoreUnavailable(f"the database has no such table or keyspace: {error}") from error
-        except (DriverException, OperationTimedOut, NoHostAvailable, OSError) as error:
+        except (DriverException, ErrorMessage, OperationTimedOut, NoHostAvailable, OSError) as error:
             raise StoreUnavailable(f"{type(error).__name__} at {consistency}: {error}") from error
 
     def _read(self, cql: str, values: tuple[Any, ...] = ()) -> list[Any]:
@@ -127,8 +129,19 @@ class Store:
         self._execute(f"INSERT INTO {KEYSPACE}.directory (owner, id, value) VALUES (?, ?, ?)", (*_PROBE_ROW, b""))
 
     def set_replication(self, rf: dict[str, int]) -> None:
-        """Set the number of copies per data centre; the caller repairs or rebuilds where copies were added."""
-        self._execute(f"ALTER KEYSPACE {KEYSPACE} WITH replication = {replication_cql(rf)}")
+        """Set the number of copies per data centre; the caller repairs or rebuilds where copies were added.
+
+        The database refuses that while a member enters or leaves the ring, so it is tried again until that is over.
+        """
+        deadline = time.monotonic() + RING_PATIENCE_S
+        while True:
+            try:
+                self._execute(f"ALTER KEYSPACE {KEYSPACE} WITH replication = {replication_cql(rf)}")
+                return
+            except StoreUnavailable as error:
+                if "Cannot alter RF" not in str(error) or time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.5)
 
     def replication(self) -> dict[str, int]:
         """Return the copies per data centre; empty when the keyspace does not exist."""

@@ -42,6 +42,9 @@ UNITS = (
 
 PLATFORM_SECRET_BYTES = 32
 
+COMMAND_LOG = Path("/var/log/standin-commands.log")
+"""One line for each of the vendor's commands that was started here; ``reset`` leaves it, so that tests can count."""
+
 
 class StandinError(Exception):
     """Something the person at the keyboard must read; the message is complete by itself."""
@@ -165,6 +168,12 @@ def _locked(path: Path) -> Iterator[None]:
 def is_member() -> bool:
     """Tell whether this host finished a ``create`` or ``join`` and was not removed since."""
     return MARKER.exists()
+
+
+def note_command(name: str) -> None:
+    """Append to the log of commands that ``name`` was started. Its arguments may hold a token and are left out."""
+    with COMMAND_LOG.open("a", encoding="utf-8") as stream:
+        stream.write(f"{utc_now()} {os.getpid()} {name}\n")
 
 
 # -- small tools every part uses --------------------------------------------------------------------------------------

@@ -239,6 +239,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     if os.geteuid() != 0:
         raise node.StandinError(f"stand-in: {command} must be run as root")
     cfg = node.load()
+    node.note_command(command)
     if not node.is_member():
         raise node.StandinError("stand-in: this host has no cluster; create one first")
     if command == "restore-all":

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A prepared DR node is empty, production is whole, and the backup that the node can open is out of region."""
+"""After preparation and a drill the DR node is empty, production is whole, and the store has what the node opened."""
 
 from __future__ import annotations
 
@@ -81,3 +81,25 @@ def test_the_pulling_key_can_do_nothing_but_read(host):
     with host.sudo():
         line = host.file("/home/dsmbackup/.ssh/authorized_keys").content_string
     assert 'restrict,command="internal-sftp -R"' in line
+
+
+def test_the_drill_was_recorded_to_its_end(host, cluster):
+    events = [json.loads(line) for line in host.file(f"{cluster}/ledger.jsonl").content_string.splitlines()]
+    drill = [event for event in events if event["kind"] in ("trial_created", "restored", "proved", "trial_reset")]
+    assert [event["kind"] for event in drill] == ["trial_created", "restored", "proved", "trial_reset"]
+    assert {event["subject"] for event in drill} == {"dr1"}
+    assert drill[1]["data"]["drill"] is True
+    assert drill[0]["data"]["fingerprint"] == drill[3]["data"]["fingerprint"]
+
+
+def test_every_command_ran_as_often_as_it_had_to_and_no_more(host):
+    """The create outlived its controller and was not repeated."""
+    of(host, "dr1")
+    with host.sudo():
+        started = [line.split()[2] for line in host.file("/var/log/standin-commands.log").content_string.splitlines()]
+    assert started == ["join", "reset", "create", "restore-all", "reset"]
+
+
+def test_the_isolation_of_the_drill_is_lifted(host):
+    of(host, "dr1")
+    assert host.addr("10.66.1.11").port(22).is_reachable

@@ -53,6 +53,27 @@ def test_the_ledger_says_what_was_restored_and_proved(host):
     assert restored[0]["data"]["drill"] is False
 
 
+def test_the_service_was_fenced_opened_accepted_and_is_backed_up_again(host):
+    of(host, "store")
+    with host.sudo():
+        events = [json.loads(line) for line in host.run(f"cat {STORE}/*/ledger.jsonl").stdout.splitlines()]
+        old, new = json.loads(host.run(f"cat {STORE}/*/store.json").stdout)["generations"]
+    about = {kind: [event for event in events if event["kind"] == kind] for kind in ("fenced", "accepted", "shipped")}
+    assert [event["data"]["fingerprint"] for event in about["fenced"]] == [old["fingerprint"]]
+    assert about["fenced"][0]["data"]["probed"] == ["10.66.1.11", "10.66.2.11", "10.66.3.11"]
+    assert [(event["data"]["fingerprint"], event["data"]["by"]) for event in about["accepted"]] == [
+        (new["fingerprint"], "the story")
+    ]
+    first = [event["subject"] for event in about["shipped"] if event["data"]["fingerprint"] == new["fingerprint"]]
+    assert len(first) == 1, "a second run took a second backup"
+    verdicts = [
+        event["data"]["verdict"] for event in events if event["kind"] == "verified" and event["subject"] in first
+    ]
+    assert verdicts[-1] == "ok"
+    kinds = [event["kind"] for event in events]
+    assert kinds.index("fenced") < kinds.index("accepted") < len(kinds) - kinds[::-1].index("shipped")
+
+
 def test_the_new_cluster_cannot_overwrite_production_backups(host):
     of(host, "dr1")
     with host.sudo():
@@ -60,3 +81,22 @@ def test_the_new_cluster_cannot_overwrite_production_backups(host):
         assert derived, "the cluster was not created with a configuration of its own"
         for path in derived:
             assert "/home/dsmbackup/backup" not in host.file(path).content_string, path
+
+
+def test_every_command_ran_as_often_as_it_had_to_and_no_more(host):
+    """The join outlived its controller and was not repeated; create and load-database died once each."""
+    of(host, "dr1")
+    with host.sudo():
+        started = [line.split()[2] for line in host.file("/var/log/standin-commands.log").content_string.splitlines()]
+    assert started.count("join") == 1
+    assert started.count("create") == 3, "died, restore died, recovered"
+    assert started.count("reset") == 3, "removed, two trials that were half done"
+    assert started.count("load-database") == 2
+    assert started.count("start-backend") == 1
+
+
+def test_the_backup_came_with_a_part_of_every_member(host):
+    of(host, "store")
+    with host.sudo():
+        parts = host.run(f"ls {STORE}/*/backups/*/data").stdout.split()
+    assert {"dc1-n1", "dc2-n1", "dc3-n1", "dr1"} <= set(parts), parts

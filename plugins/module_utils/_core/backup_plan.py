@@ -119,7 +119,9 @@ def _lint_one(key: str, block: Mapping[str, Any], version: str | None) -> list[R
     except cron.CronError as error:
         reasons.append(Reason("CRON_INVALID", f"{key}.cron_schedule: {error}", "Write it as 10 * * * *, in UTC."))
     if not isinstance(block.get("exclude_auditlog", False), bool):
-        reasons.append(Reason("EXCLUDE_INVALID", f"{key}.exclude_auditlog is neither true nor false"))
+        reasons.append(
+            Reason("EXCLUDE_INVALID", f"{key}.exclude_auditlog is neither true nor false", "Write true or false.")
+        )
     scp = block.get("scp")
     if scp is not None:
         required = ["server_ip", "username", "path"]

@@ -255,7 +255,11 @@ def _marker_reasons(case: ResetCase, marker: t.Mapping[str, t.Any]) -> list[Reas
         reasons.append(Reason("MARKER_INVALID", "the marker of the trial names no run.", "Look at it by hand."))
     if marker.get("host") != case.subject.name:
         reasons.append(
-            Reason("MARKER_FOREIGN", f"the marker was written for {marker.get('host')!r}, not for this host.")
+            Reason(
+                "MARKER_FOREIGN",
+                f"the marker was written for {marker.get('host')!r}, not for this host.",
+                "Was this host renamed, or is its disk a copy of another's? Find out before anything is wiped.",
+            )
         )
     made = marker.get("fingerprint")
     if made and case.fingerprint and made != case.fingerprint:
@@ -299,6 +303,7 @@ def _reset_retired(case: ResetCase) -> list[Reason]:
             Reason(
                 "NOT_SUPERSEDED",
                 "the ledger does not show that the cluster on this host was superseded by a newer one.",
+                "If it was, record it in the ledger (a restored event of the newer one). Else it is production.",
             )
         )
     elif not own.get("fenced"):
@@ -366,7 +371,13 @@ def removal_reasons(
     if target.answers_to(here.names):
         reasons.append(Reason("SELF_REMOVAL", f"{target.name} is this host itself.", "Run this on a survivor."))
     if not others:
-        reasons.append(Reason("LAST_NODE", f"{target.name} is the only node of this cluster."))
+        reasons.append(
+            Reason(
+                "LAST_NODE",
+                f"{target.name} is the only node of this cluster.",
+                "A cluster is not removed from itself. A trial ends with cluster_reset because of own_trial.",
+            )
+        )
     elif not quorum.survives_removal(size, len(up)):
         reasons.append(
             Reason(
@@ -396,7 +407,11 @@ def removal_reasons(
             )
     for member in up:
         if not named.isdisjoint({member.name, *member.addresses}):
-            reasons.append(Reason("ALSO_DEAD_ALIVE", f"{member.name} is named in also_dead, but is up."))
+            reasons.append(
+                Reason(
+                    "ALSO_DEAD_ALIVE", f"{member.name} is named in also_dead, but is up.", "Take it out of also_dead."
+                )
+            )
     for member in others:
         if member.ring is not None and member.ring.code[1] != "N":
             reasons.append(
@@ -439,8 +454,13 @@ def _view_reasons(cluster: Cluster, testimony: Testimony) -> list[Reason]:
 # -- joining -----------------------------------------------------------------------------------------------------------
 
 
-def join_input_reasons(token: str, peer: str, own_names: t.Iterable[str]) -> list[Reason]:
-    """What can be told from the arguments alone. The token itself is never repeated."""
+def join_input_reasons(
+    token: str, peer: str, own_names: t.Iterable[str], members: t.Sequence[str] = ()
+) -> list[Reason]:
+    """What can be told from the arguments alone. The token itself is never repeated.
+
+    :param members: names and addresses of the cluster's nodes, where they are known
+    """
     reasons = []
     if not _TOKEN.match(token):
         reasons.append(
@@ -454,7 +474,33 @@ def join_input_reasons(token: str, peer: str, own_names: t.Iterable[str]) -> lis
         reasons.append(Reason("PEER_MALFORMED", f"{peer!a} is neither an address nor a name.", "Give one address."))
     if peer in set(own_names):
         reasons.append(Reason("PEER_IS_SELF", "the peer is this host itself.", "Name a member of the cluster."))
+    elif members and peer not in members:
+        reasons.append(
+            Reason(
+                "PEER_NOT_MEMBER",
+                f"{peer!a} is no node of the cluster, which has {', '.join(members)}.",
+                "Name one of those. If it is an address that they share, accept this.",
+                hard=False,
+            )
+        )
     return reasons
+
+
+def token_reasons(expires: float | None, now: float) -> list[Reason]:
+    """Whether the token has run out by this host's clock (seconds since the epoch; None when it is not known).
+
+    Soft, because the cluster's clock decides and not this host's.
+    """
+    if expires is None or now < expires:
+        return []
+    return [
+        Reason(
+            "TOKEN_EXPIRED",
+            f"the token expired {now - expires:.0f} s ago by the clock of this host.",
+            "Take a new one from join_token, and begin again. Nothing is left behind of this try.",
+            hard=False,
+        )
+    ]
 
 
 def version_reasons(own: str | None, cluster: str | None) -> list[Reason]:
@@ -518,7 +564,11 @@ def create_reasons(case: CreateCase) -> list[Reason]:
         )
     elif case.membership == UNKNOWN and not same_run:
         reasons.append(
-            Reason("MEMBERSHIP_UNKNOWN", f"nobody can say whether this host is a member: {case.membership_why}.")
+            Reason(
+                "MEMBERSHIP_UNKNOWN",
+                f"nobody can say whether this host is a member: {case.membership_why}.",
+                "Find out why its control plane neither answers nor refuses.",
+            )
         )
     if case.state_paths and not same_run and case.membership != MEMBER:
         reasons.append(

@@ -91,7 +91,13 @@ def host_reasons(host: Host, heard: Testimony | None) -> list[Reason]:
     reasons.extend(_cluster_reasons(host))
     others = {one.fingerprint for one in heard.witnesses if one.party.name != host.name and one.fingerprint}
     if host.fingerprint is not None and host.fingerprint in others | {heard.production_fingerprint}:
-        reasons.append(Reason("IS_PRODUCTION", f"the cluster on {host.name} is production, or has other members"))
+        reasons.append(
+            Reason(
+                "IS_PRODUCTION",
+                f"the cluster on {host.name} is production, or has other members",
+                "Nothing is ever restored over it. Choose a DR host that was set aside, and create a cluster there.",
+            )
+        )
     if heard.production_fingerprint is None:
         reasons.append(
             Reason(

@@ -45,7 +45,13 @@ def plan_labels(cluster: Cluster, wanted: t.Mapping[str, str]) -> LabelPlan:
         )
     invalid = sorted({name for name in wanted.values() if not _LABEL.match(name)})
     if invalid:
-        reasons.append(Reason("NAME_INVALID", f"not usable as a label: {', '.join(map(repr, invalid))}."))
+        reasons.append(
+            Reason(
+                "NAME_INVALID",
+                f"not usable as a label: {', '.join(map(repr, invalid))}.",
+                "Use letters, digits, dashes, dots and underscores, at most 63 of them.",
+            )
+        )
     reasons += _spelling(set(wanted.values()) | {m.datacenter for m in nodes.values() if m.datacenter})
     change = {
         name: datacenter
@@ -106,7 +112,11 @@ def _spelling(names: set[str]) -> list[Reason]:
     for name in names:
         folded.setdefault(name.casefold(), set()).add(name)
     return [
-        Reason("NAME_SPELLING", f"one data centre, written in several ways: {', '.join(sorted(group))}.")
+        Reason(
+            "NAME_SPELLING",
+            f"one data centre, written in several ways: {', '.join(sorted(group))}.",
+            "Write every data centre in one way, the way in which nodes are labelled already.",
+        )
         for group in folded.values()
         if len(group) > 1
     ]

@@ -4,7 +4,7 @@
 
 # This module util is PRIVATE to the collection. It can change at any time.
 
-"""``kubectl get -o json`` of nodes, pods and namespaces, and how kubectl fails.
+"""``kubectl get -o json`` of nodes, pods, jobs and namespaces, and how kubectl fails.
 
 Fact of the real tool: without etcd quorum ``get -o json`` prints an *empty list* and ends with exit code 1. So an
 exit code that is not 0 is never a list, and a cluster without nodes does not exist.
@@ -71,6 +71,23 @@ def parse_uid(text: str, rc: int = 0) -> str:
     if not isinstance(uid, str) or not uid:
         raise _unreadable("object", "it has no uid")
     return uid
+
+
+def parse_running(text: str, rc: int = 0) -> list[str]:
+    """Names of the CronJobs and Jobs of a mixed list that have something running now."""
+    items = _json(text, rc, "jobs")
+    items = items.get("items") if isinstance(items, dict) and items.get("kind") == "List" else None
+    if not isinstance(items, list):
+        raise _unreadable("jobs", "it is not a list of objects")
+    found = []
+    for item in items:
+        name = _at(item, "metadata", "name")
+        if _at(item, "kind") not in ("CronJob", "Job") or not isinstance(name, str):
+            raise _unreadable("jobs", "an item is no CronJob and no Job, or has no name")
+        # A CronJob lists its running Jobs, a Job counts its running pods; both leave the field out when there are none.
+        if _at(item, "status", "active"):
+            found.append(name)
+    return sorted(set(found))
 
 
 def _items(text: str, rc: int, what: str, kind: str) -> list[dict[str, t.Any]]:

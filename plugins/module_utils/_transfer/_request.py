@@ -153,7 +153,7 @@ def _utc(name: str, value: str | None) -> list[Reason]:
 
 
 def _bad(message: str) -> Reason:
-    return Reason("BAD_OPTION", message + ".")
+    return Reason("BAD_OPTION", message + ".", "See ansible-doc for what this option may be.")
 
 
 def _refuse(reasons: t.Sequence[Reason]) -> None:

@@ -52,7 +52,7 @@ def test_what_a_copied_document_leaves_is_refused(argv):
     with pytest.raises(Refused) as caught:
         LocalRunner().run(argv)
     assert caught.value.code == "ARGV_NOT_ASCII"
-    assert "copied" in caught.value.remedy
+    assert "copied" in caught.value.as_result()["remedy"]
 
 
 @pytest.mark.parametrize("argv", [[], [""], ["echo", 3]])

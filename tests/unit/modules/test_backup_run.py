@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_node import commands, nodes_json
+from fake_node import commands, jobs_json, nodes_json
 from module_run import FakeOperations
 from worlds import BackupRun
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _schedule
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._runner import OperationResult
-from ansible_collections.kmsops.fortanix_dsm.plugins.modules import backup_run
 
 NODES = BackupRun.nodes
 
@@ -77,6 +77,41 @@ def test_what_another_call_left_behind_is_not_taken_for_this_backup(member: Back
     assert len(member.operations.started) == 1
 
 
+JOBS = ("kubectl", "get", "cronjobs,jobs")
+
+
+def test_a_scheduled_backup_that_still_runs_is_waited_for(member: BackupRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    member.answers[JOBS] = jobs_json({"sdkms-backup": True, "report": True})
+    planned = member.call(check=True).result
+    assert planned["waited_for"] == ["sdkms-backup"]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        assert member.operations.started == [], "the backup was started beside the scheduled one"
+        slept.append(seconds)
+        member.answers[JOBS] = jobs_json({"sdkms-backup": False, "report": True})
+
+    monkeypatch.setattr(_schedule.time, "sleep", sleep)
+    done = member.call().result
+    assert len(slept) == 1 and done["waited_for"] == ["sdkms-backup"] and done["snapshot_started"]
+    assert member.call().result["waited_for"] == []
+
+
+def test_a_scheduled_backup_that_never_ends_is_a_soft_reason(member: BackupRun) -> None:
+    member.answers[JOBS] = jobs_json({"sdkms-backup": True})
+    refused = member.call(timeout=0)
+    assert refused.failed and member.operations.started == []
+    assert [(one["code"], one["hard"]) for one in refused.result["reasons"]] == [("BACKUP_IN_FLIGHT", False)]
+    accepted = member.call(timeout=0, accept=["BACKUP_IN_FLIGHT"]).result
+    assert [one["code"] for one in accepted["accepted"]] == ["BACKUP_IN_FLIGHT"] and accepted["snapshot_started"]
+    assert member.call(timeout=0, scheduled="^nothing$").result["waited_for"] == []
+
+
+def test_jobs_that_cannot_be_read_are_not_taken_for_none(member: BackupRun) -> None:
+    member.answers[JOBS] = "{}"
+    assert member.call().result["error_code"] == "UNREADABLE" and member.operations.started == []
+
+
 @pytest.mark.parametrize("rc", [1, None])
 def test_a_command_that_failed_started_nothing(member: BackupRun, rc: int | None) -> None:
     member.operations.ends["backup-now"] = rc
@@ -106,8 +141,8 @@ def test_waits_for_the_schedule_of_the_configuration(
         def now(cls, tz: Any = None) -> datetime:
             return now + timedelta(seconds=sum(slept))
 
-    monkeypatch.setattr(backup_run, "datetime", Clock)
-    monkeypatch.setattr(backup_run.time, "sleep", slept.append)
+    monkeypatch.setattr(_schedule, "datetime", Clock)
+    monkeypatch.setattr(_schedule.time, "sleep", slept.append)
     config = tmp_path / "config.yaml"
     config.write_text('backup:\n  cron_schedule: "10 * * * *"\n')
     planned = member.call(check=True, mode="cron", argv=None, config=str(config)).result

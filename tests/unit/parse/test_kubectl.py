@@ -31,6 +31,37 @@ def test_recorded_pods(name):
     assert {("cassandra", "dc1-n1"), ("sdkms", "dc1-n1")} <= apps
 
 
+RUNNING_JOBS = [
+    {"kind": "CronJob", "metadata": {"name": "nightly"}, "status": {"active": [{"kind": "Job", "name": "nightly-1"}]}},
+    {"kind": "CronJob", "metadata": {"name": "idle"}, "status": {"lastScheduleTime": "2026-11-22T00:10:00Z"}},
+    {"kind": "CronJob", "metadata": {"name": "never"}},
+    {"kind": "Job", "metadata": {"name": "nightly-1"}, "status": {"active": 1}},
+    {"kind": "Job", "metadata": {"name": "nightly-0"}, "status": {"succeeded": 1}},
+]
+
+
+def test_running_jobs():
+    assert kubectl.parse_running(json.dumps({"kind": "List", "items": RUNNING_JOBS})) == ["nightly", "nightly-1"]
+    assert kubectl.parse_running(json.dumps({"kind": "List", "items": []})) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"kind": "List"}',
+        '{"kind": "PodList", "items": []}',
+        '{"kind": "List", "items": [{"kind": "Pod", "metadata": {"name": "x"}}]}',
+        '{"kind": "List", "items": [{"kind": "Job", "metadata": {}}]}',
+        '{"kind": "List", "items": [1]}',
+    ],
+)
+def test_running_jobs_that_cannot_be_read_are_not_none(text):
+    with pytest.raises(Unreadable):
+        kubectl.parse_running(text)
+
+
 @pytest.mark.parametrize("name", recordings.names("kubectl", "namespace"))
 def test_recorded_uid(name):
     assert len(kubectl.parse_uid(recordings.text("kubectl", name))) == 36

@@ -1,0 +1,161 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Wrong use of shipping, over a real sshd: a code, every reason at once, a remedy, and a store that is as it was.
+
+Every case begins with a store that holds one good backup, so that there is something to lose. The many ways in which
+each of these can come about are in test_refusals.py and test_faults.py.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import (
+    MEMBERS,
+    OTHER,
+    Result,
+    Site,
+    Sshd,
+    free_port,
+    keygen,
+    run_module,
+)
+
+
+@pytest.fixture
+def kept(site: Site) -> Site:
+    """A store with one good backup, whose source is delivered no more."""
+    path = site.deliver("kept.tar.gz", size=50_000, age=900)
+    assert site.ship().changed
+    path.unlink()
+    return site
+
+
+def refused(site: Site, expected: list[str], attempt: Callable[[], Result], error_code: str = "") -> Result:
+    """Refused for exactly these reasons; no file of the store has changed but for what its ledger notes of the try."""
+    before = {path: digest for path, digest in site.snapshot().items() if not path.endswith("ledger.jsonl")}
+    result = attempt()
+    after = {path: digest for path, digest in site.snapshot().items() if not path.endswith("ledger.jsonl")}
+    assert result.failed and "Traceback" not in result.output
+    assert sorted(reason["code"] for reason in result.reasons) == sorted(expected), result.output
+    assert result.error_code == (error_code or expected[0]), result.output
+    assert all(reason["message"] and reason["remedy"] for reason in result.reasons)
+    assert result.remedy and (result.changed, result.actions) == (False, [])
+    assert after == before
+    assert len(site.published()) == 1
+    return result
+
+
+def test_wrong_use_empty_truncated_and_growing_backup(kept: Site) -> None:
+    """All three at once: each is told by its name."""
+    good = kept.deliver("cut.tar.gz").read_bytes()
+    (kept.source / "cut.tar.gz").write_bytes(good[: len(good) // 2])
+    (kept.source / "empty.tar.gz").touch()
+    for name in ("cut.tar.gz", "empty.tar.gz"):
+        kept.at(kept.source / name, 600)
+    stop = threading.Event()
+
+    def grow() -> None:
+        with open(kept.source / "growing.bin", "wb", buffering=0) as file:
+            while not stop.wait(0.05):
+                file.write(b"x" * 1000)
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        expected = ["GROWING", "TRUNCATED", "ZERO_LENGTH"]
+        result = refused(kept, expected, lambda: kept.ship(quiet=1, patience=1), "SHIP_INCOMPLETE")
+    finally:
+        stop.set()
+        writer.join()
+    assert all(name in result.msg for name in ("cut.tar.gz", "empty.tar.gz", "growing.bin"))
+
+
+def test_wrong_use_foreign_backup(kept: Site) -> None:
+    kept.deliver()
+    template = ["echo", OTHER, "{path}"]
+    refused(kept, ["FOREIGN"], lambda: kept.ship(identify_argv=template))
+
+
+def test_wrong_use_store_of_another_cluster(kept: Site) -> None:
+    kept.deliver()
+    other = {"fingerprint": OTHER, "version": "5.4.2031", "members": MEMBERS}
+    result = refused(kept, ["ANOTHER_CLUSTER"], lambda: kept.ship(cluster=other))
+    assert OTHER[:16] in result.msg
+
+
+@pytest.fixture
+def tiny(site: Site) -> Iterator[None]:
+    """The store is a file system of one MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(site.store)], check=True)
+    yield
+    subprocess.run(["umount", str(site.store)], check=False, capture_output=True)
+
+
+def test_wrong_use_store_full(tiny: None, kept: Site) -> None:
+    kept.deliver(size=3_000_000)
+    result = refused(kept, ["STORE_FULL"], kept.ship)
+    assert result.details["bytes"] == 0
+
+
+def test_wrong_use_ssh_refused(kept: Site, tmp_path: Path) -> None:
+    """Where nothing listens, and where the key is not known."""
+    nobody = [kept.sshd.login(path=f"{kept.source}/*", port=free_port())]
+    refused(kept, ["SSH_REFUSED"], lambda: kept.ship(sources=nobody))
+    key = keygen(tmp_path / "stranger")
+    stranger = [kept.sshd.login(path=f"{kept.source}/*", key_file=str(key))]
+    refused(kept, ["AUTH_REFUSED"], lambda: kept.ship(sources=stranger))
+
+
+def test_wrong_use_several_sources_are_told_at_once(kept: Site, tmp_path: Path) -> None:
+    sources = [
+        kept.sshd.login(path=f"{kept.source}/*", port=free_port()),
+        kept.sshd.login(path=f"{kept.source}/*", key_file=str(keygen(tmp_path / "stranger"))),
+    ]
+    refused(kept, ["AUTH_REFUSED", "SSH_REFUSED"], lambda: kept.ship(sources=sources), "SHIP_INCOMPLETE")
+
+
+def test_wrong_use_host_key_changed(kept: Site, own_server: Callable[..., Sshd]) -> None:
+    sshd = own_server()
+    known = sshd.known_hosts.read_text()
+    sshd.stop()
+    sshd.new_host_key()
+    sshd.start()
+    sshd.known_hosts.write_text(known)
+    source = [sshd.login(path=f"{kept.source}/*", known_hosts=str(sshd.known_hosts))]
+    result = refused(kept, ["HOST_KEY_CHANGED"], lambda: kept.ship(sources=source))
+    assert "known_hosts" in result.remedy or "key" in result.remedy
+
+
+@pytest.mark.parametrize(
+    ("lacking", "code"), [({"hide": ["paramiko"]}, "NO_PARAMIKO"), ({"python": [99, 0]}, "PYTHON_TOO_OLD")]
+)
+def test_wrong_use_no_paramiko_or_python_too_old(kept: Site, lacking: dict[str, Any], code: str) -> None:
+    kept.deliver()
+    refused(kept, [code], lambda: kept.ship(request=lacking))
+
+
+def test_wrong_use_damaged_or_missing_backup_is_not_staged(kept: Site, tmp_path: Path) -> None:
+    target = tmp_path / "node"
+    args = {
+        "state": "staged",
+        "store": str(kept.store),
+        "cluster_id": kept.cluster.name,
+        "id": "19700101T000000Z",
+        "push": kept.sshd.login(path=str(target)),
+    }
+    refused(kept, ["NOT_PUBLISHED"], lambda: run_module("backup_ship", args))
+    (data,) = (path for path in kept.cluster.rglob("data/*") if path.is_file())
+    data.write_bytes(data.read_bytes()[:-1] + b"?")
+    (backup,) = kept.published()
+    refused(kept, ["CORRUPT"], lambda: run_module("backup_ship", {**args, "id": backup}))
+    assert not [path for path in target.rglob("*") if path.is_file()]
