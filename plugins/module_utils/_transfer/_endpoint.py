@@ -6,30 +6,23 @@
 
 """Where bytes come from: a local directory (drop box) or a host over SFTP, behind one small interface.
 
-An endpoint is a value (it can be handed to a forked worker, which then connects by itself); a session is one
-connection. Paths are absolute text; bytes that are not UTF-8 survive as surrogate escapes until somebody refuses them.
+An endpoint is a value: it can be handed to a forked worker, which then connects by itself. A session looks at what is
+there, a reader takes the bytes; each is a connection of its own. Paths are absolute text; bytes that are not UTF-8
+survive as surrogate escapes until somebody refuses them.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 import typing as t
 from dataclasses import dataclass
 
 from .._errors import DsmError, Refused
-from ._sftp import Attributes, EndOfFile, ProtocolError, Sftp, Sink
+from ._reader import Due, LocalReader, Reader, SftpReader
+from ._sftp import Attributes, ProtocolError, Sftp
 from ._ssh import Connection, SshTarget, connect
-
-_PIECE = 1 << 20
-
-
-class SourceChanged(DsmError):
-    """A file at the source is not what it was when it was listed."""
-
-    default_code = "SOURCE_CHANGED"
 
 
 class Session(t.Protocol):
@@ -46,9 +39,6 @@ class Session(t.Protocol):
 
     def clock(self) -> float | None:
         """The clock of the host that the files are on (s since the epoch), None if it cannot be read."""
-
-    def read(self, path: str, expected: Attributes, offset: int, sink: Sink) -> None:
-        """Give the bytes from ``offset`` on, in order; :class:`SourceChanged` unless it is the expected file."""
 
     def close(self) -> None:
         """End the connection."""
@@ -68,6 +58,13 @@ class Endpoint(t.Protocol):
     def connect(self) -> Session:
         """A new session."""
 
+    def reader(self, due: Due | None) -> Reader:
+        """A new reader; ``due`` is asked before bytes are (see :class:`Stream`)."""
+
+    @property
+    def patience(self) -> float:
+        """How long (s) a reader may receive nothing before it is given up."""
+
 
 @dataclass(frozen=True)
 class LocalEndpoint:
@@ -81,6 +78,13 @@ class LocalEndpoint:
 
     def connect(self) -> Session:
         return LocalSession()
+
+    def reader(self, due: Due | None) -> Reader:
+        return LocalReader(due)
+
+    @property
+    def patience(self) -> float:
+        return 60.0
 
 
 @dataclass(frozen=True)
@@ -100,20 +104,12 @@ class SftpEndpoint:
     def connect(self) -> Session:
         return SftpSession(connect(self.target))
 
+    def reader(self, due: Due | None) -> Reader:
+        return SftpReader(connect(self.target), due)
 
-def same_file(path: str, expected: Attributes, found: Attributes) -> None:
-    """Raise :class:`SourceChanged` unless ``found`` has the size and time that were listed, and is a regular file."""
-    if not stat.S_ISREG(found.mode) or (found.size, found.mtime) != (expected.size, expected.mtime):
-        raise changed(path, f"listed with {expected.size} bytes, now {found.size}")
-
-
-def changed(path: str, why: str) -> SourceChanged:
-    """The error for a file that is not what it was."""
-    return SourceChanged(
-        f"{path} changed while it was read ({why}).",
-        "SOURCE_CHANGED",
-        "It is still being written, or was replaced. Run again when the delivery is complete.",
-    )
+    @property
+    def patience(self) -> float:
+        return self.target.stall_timeout
 
 
 class LocalSession:
@@ -133,22 +129,6 @@ class LocalSession:
 
     def clock(self) -> float | None:
         return time.time()
-
-    def read(self, path: str, expected: Attributes, offset: int, sink: Sink) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(descriptor)
-            same_file(path, expected, Attributes(found.st_size, found.st_mode, int(found.st_mtime)))
-            if os.readlink(f"/proc/self/fd/{descriptor}") != path:
-                raise changed(path, "a directory above it became a symbolic link")
-            while offset < expected.size:
-                piece = os.pread(descriptor, min(_PIECE, expected.size - offset), offset)
-                if not piece:
-                    raise changed(path, f"it ended after {offset} of {expected.size} bytes")
-                sink(offset, memoryview(piece))
-                offset += len(piece)
-        finally:
-            os.close(descriptor)
 
     def close(self) -> None:
         return
@@ -188,47 +168,8 @@ class SftpSession:
     def clock(self) -> float | None:
         return self._connection.clock()
 
-    def read(self, path: str, expected: Attributes, offset: int, sink: Sink) -> None:
-        self._guarded(self._read, path, expected, offset, sink)
-
-    def _read(self, path: str, expected: Attributes, offset: int, sink: Sink) -> None:
-        handle = self._sftp.open_read(path)
-        found = self._sftp.fstat(handle)
-        same_file(path, expected, found)
-        failure: list[BaseException] = []
-
-        def guarded_sink(position: int, piece: memoryview) -> None:
-            # The sink's own errors (a full store) must not look like errors of the connection.
-            try:
-                sink(position, piece)
-            except OSError as error:
-                failure.append(error)
-                raise _SinkFailed from None
-
-        try:
-            self._sftp.read(handle, offset, expected.size - offset, guarded_sink)
-        except _SinkFailed:
-            self._connection.close()
-            raise SinkError(failure[0]) from None
-        except EndOfFile:
-            raise changed(path, f"it ended before its {expected.size} bytes") from None
-        same_file(path, expected, self._sftp.fstat(handle))
-        self._sftp.close(handle)
-
     def close(self) -> None:
         self._connection.close()
-
-
-class _SinkFailed(Exception):
-    """Leaves the pipeline."""
-
-
-class SinkError(Exception):
-    """The receiving side failed; ``cause`` is its OSError."""
-
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
 
 
 def check_local(path: str, store: str) -> None:

@@ -6,35 +6,56 @@
 
 """Pulling bytes: a plan goes in, verified files and a report come out.
 
-One worker today. The plan holds everything that forked workers will need (an endpoint is a value and connects after
-the fork), and the journal speaks of ranges, so that parallel workers and ranges fill in behind :func:`pull` without a
-change of what callers see.
+This process decides and records, and hashes whole files in order from what has just landed (it is still in memory);
+forked workers (:class:`Pool`) move and hash ranges. Whatever dies, the journal says what had landed, and every range
+in it is hashed again before it is trusted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
-import json
 import os
 import random
-import resource
 import time
 import typing as t
 from dataclasses import dataclass, field
 
-from .._core.strict import SHA256, Invalid, load
 from .._errors import DsmError, Refused
+from . import _policy
 from ._discover import Item
-from ._endpoint import Endpoint, Session, SinkError
+from ._endpoint import Endpoint
+from ._pool import Member, Pool
+from ._ranges import Piece, Plan, Range, journal_line, range_length, read_journal
+from ._ssh import ConnectionLost
+from ._worker import (
+    Alive,
+    Broken,
+    Connect,
+    Connected,
+    Failed,
+    Job,
+    Landed,
+    Refuted,
+    Rest,
+    Resting,
+    Take,
+    memory_of_this_process,
+)
 
-#: Bytes of one journalled range.
-RANGE = 8 << 20
-ATTEMPTS = 8
 #: Codes of failed connections that may be gone a moment later.
-TRANSIENT = frozenset(("CONNECTION_LOST", "STALLED", "SSH_REFUSED", "SSH_UNREACHABLE"))
+TRANSIENT = frozenset(("CONNECTION_LOST", "STALLED", "SSH_REFUSED", "SSH_UNREACHABLE", "WORKERS_DIED"))
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+#: A worker that is not connecting and gives no sign of life for so long (s) is taken for dead.
+DEAD_AFTER = 120.0
+#: Ranges and bytes that a worker has ahead of those it is reading.
+AHEAD = 4 << 20
+RANGES_AHEAD = 16
+_HASH_AT_ONCE = 4 << 20
+_ORPHAN_SECONDS = 10.0
+_REST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -42,16 +63,16 @@ class TransferPlan:
     """What to pull and how.
 
     ``directory`` receives the files, ``journal`` (a file) remembers the ranges that landed. ``rate_limit`` in bytes a
-    second, 0: none. ``workers`` is the upper bound; this engine uses one.
+    second, 0: none. ``workers`` is the upper bound of connections.
     """
 
     endpoint: Endpoint
     items: tuple[Item, ...]
     directory: str
     journal: str
-    workers: int = 1
+    workers: int = 8
     rate_limit: float = 0.0
-    attempts: int = ATTEMPTS
+    attempts: int = _policy.ATTEMPTS
 
     @property
     def bytes(self) -> int:
@@ -61,15 +82,21 @@ class TransferPlan:
 
 @dataclass
 class TransferReport:
-    """What a transfer did: ``bytes`` received, of which ``resent`` had been received before, memory in bytes."""
+    """What a transfer did.
+
+    ``bytes`` were received, of which ``resent`` may have been received before (by a run or a worker that died, or by a
+    slower one); ``reused`` were on the disk already and right. ``workers`` connections at most at the same time,
+    ``peak_rss`` bytes of memory of all processes together (pages that they share counted once).
+    """
 
     bytes: int = 0
     resent: int = 0
     reused: int = 0
     seconds: float = 0.0
-    workers: int = 1
+    workers: int = 0
     peak_rss: int = 0
     sha256: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, other: TransferReport) -> None:
         """Add another transfer of the same run."""
@@ -79,13 +106,14 @@ class TransferReport:
         self.seconds += other.seconds
         self.workers = max(self.workers, other.workers)
         self.peak_rss = max(self.peak_rss, other.peak_rss)
+        self.notes += other.notes
 
 
-#: Called with (bytes landed, bytes of the plan) after every range.
-Progress = t.Callable[[int, int], None]
+#: Called with (bytes landed, bytes of the plan, connections) after every range.
+Progress = t.Callable[[int, int, int], None]
 
 
-def no_progress(_done: int, _total: int) -> None:
+def no_progress(_done: int, _total: int, _workers: int) -> None:
     """For callers that show nothing."""
 
 
@@ -99,254 +127,385 @@ def store_full(path: str, error: BaseException) -> Refused:
     )
 
 
-class Journal:
-    """The ranges that have landed, one JSON line each. Nothing in it is trusted before it was hashed again."""
+def pull(plan: TransferPlan, progress: Progress = no_progress, pool: Pool | None = None) -> TransferReport:
+    """Carry out a plan, with the workers of ``pool`` or with workers of its own.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.ranges: dict[str, list[tuple[int, str]]] = {}
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-            for line in file.read().split(b"\n")[:-1]:
-                self._note(line)
-
-    def _note(self, line: bytes) -> None:
-        """Take one line; a line that was damaged only costs the range that it speaks of."""
-        try:
-            value = load(line, "journal")
-            path, offset, length, sha256 = (value[name] for name in ("path", "offset", "length", "sha256"))
-        except (Invalid, KeyError):
-            return
-        if not (isinstance(path, str) and isinstance(offset, int) and isinstance(length, int) and length > 0):
-            return
-        known = self.ranges.setdefault(path, [])
-        if offset == sum(size for size, _hash in known) and isinstance(sha256, str) and SHA256.match(sha256):
-            known.append((length, sha256))
-
-    def append(self, path: str, offset: int, length: int, sha256: str) -> None:
-        """Note a range that landed."""
-        line = json.dumps({"path": path, "offset": offset, "length": length, "sha256": sha256}, sort_keys=True)
-        with open(self.path, "ab") as file:
-            # The newline before it ends a line that a killed run left unfinished; empty lines are skipped.
-            file.write(b"\n" + line.encode("ascii") + b"\n")
-
-    def forget(self, path: str) -> None:
-        """Forget a file's ranges (its bytes turned out to be others); they are noted anew as they land."""
-        self.ranges.pop(path, None)
-
-
-class _Pacer:
-    """Keeps a transfer under a rate (bytes a second) by waiting for the time at which its bytes are due."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._started = time.monotonic()
-        self._bytes = 0
-
-    def took(self, count: int) -> None:
-        """Account for bytes that arrived; waits where they came too early."""
-        if not self._rate:
-            return
-        self._bytes += count
-        early = self._started + self._bytes / self._rate - time.monotonic()
-        if early > 0:
-            time.sleep(early)
-
-
-class _Landing:
-    """One file on its way into the store: written, hashed as a whole and by range, journalled."""
-
-    def __init__(self, plan: TransferPlan, item: Item, journal: Journal, pacer: _Pacer, tick: t.Callable[[int], None]):
-        self.item, self.journal, self.pacer, self.tick = item, journal, pacer, tick
-        self.path = os.path.join(plan.directory, item.path)
-        os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self.descriptor = os.open(self.path, flags, 0o600)
-        self.whole = hashlib.sha256()
-        self.part = hashlib.sha256()
-        self.offset = self.part_start = 0
-        self.reused = self.lost = 0
-
-    def resume(self) -> None:
-        """Hash what a former run left again, range by range, and cut off everything behind the first that differs."""
-        left = os.fstat(self.descriptor).st_size
-        for length, sha256 in self.journal.ranges.get(self.item.path, []):
-            if self.offset + length > min(left, self.item.attributes.size):
-                break
-            copy = self.whole.copy()
-            if _hash_range(self.descriptor, self.offset, length, copy) != sha256:
-                break
-            self.whole = copy
-            self.offset += length
-        self.part_start = self.offset
-        self.reused = self.offset
-        self.lost = max(0, left - self.offset)
-        os.ftruncate(self.descriptor, self.offset)
-        if self.offset < sum(length for length, _hash in self.journal.ranges.get(self.item.path, [])):
-            self.journal.forget(self.item.path)
-            self._rewrite_journal()
-
-    def _rewrite_journal(self) -> None:
-        """Note the trusted prefix of this file as one range, in a new journal without its old ones."""
-        if self.offset:
-            self.journal.ranges[self.item.path] = [
-                (self.offset, _hash_range(self.descriptor, 0, self.offset, hashlib.sha256()))
-            ]
-        kept = self.journal.ranges
-        temporary = self.journal.path + ".new"
-        with open(temporary, "wb") as file:
-            for path, ranges in kept.items():
-                offset = 0
-                for length, sha256 in ranges:
-                    line = {"path": path, "offset": offset, "length": length, "sha256": sha256}
-                    file.write(json.dumps(line, sort_keys=True).encode("ascii") + b"\n")
-                    offset += length
-        os.replace(temporary, self.journal.path)
-
-    def sink(self, position: int, piece: memoryview) -> None:
-        """Take the next bytes. Raises OSError when the store is full."""
-        if position != self.offset:
-            raise RuntimeError("bytes out of order")
-        while piece:
-            room = self.part_start + RANGE - self.offset
-            now, piece = piece[:room], piece[room:]
-            written = 0
-            while written < len(now):
-                written += os.pwrite(self.descriptor, now[written:], self.offset + written)
-            self.whole.update(now)
-            self.part.update(now)
-            self.offset += len(now)
-            self.pacer.took(len(now))
-            if self.offset - self.part_start == RANGE:
-                self._end_range()
-
-    def _end_range(self) -> None:
-        length = self.offset - self.part_start
-        if length:
-            self.journal.append(self.item.path, self.part_start, length, self.part.hexdigest())
-            self.tick(length)
-        self.part = hashlib.sha256()
-        self.part_start = self.offset
-
-    def finish(self) -> str:
-        """All bytes are here: flush them to disk and return the whole hash."""
-        self._end_range()
-        os.fsync(self.descriptor)
-        return self.whole.hexdigest()
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-
-def _hash_range(descriptor: int, offset: int, length: int, whole: t.Any) -> str:
-    """SHA-256 of a range of an open file; ``whole`` is fed the same bytes."""
-    part = hashlib.sha256()
-    end = offset + length
-    while offset < end:
-        piece = os.pread(descriptor, min(1 << 20, end - offset), offset)
-        if not piece:
-            return ""
-        part.update(piece)
-        whole.update(piece)
-        offset += len(piece)
-    return part.hexdigest()
-
-
-def pull(plan: TransferPlan, progress: Progress = no_progress, session: Session | None = None) -> TransferReport:
-    """Carry out a plan; ``session`` is used first if given (and closed when it breaks).
-
-    A lost connection is built again after a growing, jittered pause and goes on where it broke, until ``attempts``
-    connections in a row brought nothing. Raises ``ConnectionLost``, ``SourceChanged``, ``Refused`` (STORE_FULL, ...).
+    Without a pool nothing in this process may have started threads or connections yet. Raises ``ConnectionLost``,
+    ``SourceChanged``, ``Refused`` (STORE_FULL, SOURCE_UNREADABLE, ...). After codes in :data:`TRANSIENT` the same plan
+    may be carried out again, and goes on where it was.
     """
-    started = time.monotonic()
-    report = TransferReport(workers=1)
-    journal = Journal(plan.journal)
-    pacer = _Pacer(plan.rate_limit)
-    landed = 0
-
-    def tick(count: int) -> None:
-        nonlocal landed
-        landed += count
-        progress(landed, plan.bytes)
-
-    own = session is None
-    try:
-        for item in plan.items:
-            landing = _Landing(plan, item, journal, pacer, tick)
-            try:
-                landing.resume()
-                tick(landing.reused)
-                report.reused += landing.reused
-                session, renewed = _fetch(plan, item, landing, session)
-                own = own or renewed
-                report.sha256[item.path] = landing.finish()
-                report.bytes += landing.offset - landing.reused
-                report.resent += min(landing.lost, landing.offset - landing.reused)
-            finally:
-                landing.close()
-    except SinkError as error:
-        raise _local_failure(plan.directory, error.cause) from None
-    except OSError as error:
-        raise _local_failure(plan.directory, error) from None
-    finally:
-        if own and session is not None:
-            session.close()
-    report.seconds = time.monotonic() - started
-    report.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return report
-
-
-def _fetch(plan: TransferPlan, item: Item, landing: _Landing, session: Session | None) -> tuple[Session, bool]:
-    """Bring one file home over as many connections as it takes."""
-    failures = 0
-    renewed = False
-    while True:
-        before = landing.offset
+    with contextlib.ExitStack() as stack:
+        if pool is None:
+            pool = stack.enter_context(Pool(plan.workers, bool(plan.endpoint.host)))
         try:
-            if session is None:
-                session, renewed = plan.endpoint.connect(), True
-            if landing.offset < item.attributes.size:
-                session.read(item.source, item.attributes, landing.offset, landing.sink)
-            return session, renewed
-        except DsmError as error:
-            if error.code not in TRANSIENT:
-                raise
-            if session is not None:
-                session.close()
-            session = None
-            failures = 1 if landing.offset > before else failures + 1
-            if failures >= plan.attempts:
-                raise
-            _pause(failures)
-        except FileNotFoundError:
-            raise _gone(item) from None
-        except PermissionError:
-            raise Refused(
-                f"{item.source} cannot be read at the source: permission denied.",
-                "SOURCE_UNREADABLE",
-                "Let the user of this source read the delivered files (group or ACL); it needs no right to write.",
-            ) from None
+            return _Transfer(plan, progress, pool).run()
+        except OSError as error:
+            raise local_failure(plan.directory, error) from None
 
 
-def _pause(failures: int) -> None:
-    """Wait before the next connection, longer each time and never in step with others."""
-    time.sleep(random.uniform(0.5, 1.0) * min(30.0, 0.1 * 2**failures))
-
-
-def _gone(item: Item) -> Refused:
+def local_failure(directory: str, error: OSError) -> Refused:
+    """The error of this host's own disk."""
+    if error.errno in FULL:
+        return store_full(error.filename or directory, error)
     return Refused(
-        f"{item.source} vanished from the source while it was being read.",
-        "SOURCE_CHANGED",
-        "Run again; and keep the cluster from deleting deliveries before they were shipped.",
+        f"{error.filename or directory}: {error.strerror or error}.",
+        "TRANSFER_FAILED",
+        "Check the disk of the store, then run again.",
     )
 
 
-def _local_failure(directory: str, error: BaseException) -> Exception:
-    if isinstance(error, OSError) and error.errno in FULL:
-        return store_full(directory, error)
-    if isinstance(error, OSError):
-        return Refused(
-            f"{error.filename or directory}: {error.strerror or error}.",
-            "TRANSFER_FAILED",
-            "Check the disk of the store and the file at the source (a read error there looks alike), then run again.",
-        )
-    return error if isinstance(error, Exception) else RuntimeError(str(error))
+class _WholeHash:
+    """Hashes files from their first byte to their last, as far as they have landed without a gap."""
+
+    def __init__(self, transfer: TransferPlan, plan: Plan) -> None:
+        self._transfer, self._plan = transfer, plan
+        self._file = 0
+        self._at = 0
+        self._hash = hashlib.sha256()
+        self._descriptor = -1
+        self.sha256: dict[str, str] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether every file was hashed."""
+        return self._file == len(self._transfer.items)
+
+    def step(self) -> bool:
+        """Hash the next bytes if they are there; whether there were any."""
+        if self.done:
+            return False
+        item = self._transfer.items[self._file]
+        frontier = self._plan.frontier(self._file)
+        if self._at == frontier and frontier < item.attributes.size:
+            return False
+        if self._descriptor < 0:
+            path = os.path.join(self._transfer.directory, item.path)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        end = min(frontier, self._at + _HASH_AT_ONCE)
+        while self._at < end:
+            piece = os.pread(self._descriptor, min(1 << 20, end - self._at), self._at)
+            if not piece:
+                raise OSError(errno.EIO, "it became shorter while it was written", item.path)
+            self._hash.update(piece)
+            self._at += len(piece)
+        if self._at == item.attributes.size:
+            os.fsync(self._descriptor)
+            self.sha256[item.path] = self._hash.hexdigest()
+            self.close()
+            self._file, self._at, self._hash = self._file + 1, 0, hashlib.sha256()
+        return True
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+@dataclass
+class _Line:
+    """What is known of one worker in this transfer."""
+
+    connected: bool = False
+    spoke: float = 0.0
+    rate: float = 0.0
+    measured: float = 0.0
+    memory: int = 0
+
+
+class _Transfer:
+    """One :func:`pull`."""
+
+    def __init__(self, transfer: TransferPlan, progress: Progress, pool: Pool) -> None:
+        self.transfer, self.progress, self.pool = transfer, progress, pool
+        self.report = TransferReport()
+        self.failures = _policy.Failures(transfer.attempts)
+        self.lines: dict[int, _Line] = {}
+        #: when each range was lent first that is not back yet
+        self.begun: dict[int, float] = {}
+        self.received = 0
+        limit = max(1, min(transfer.workers, len(pool.alive)))
+        self.growth = _policy.Growth(limit, _policy.first_workers(limit, transfer.bytes), os.cpu_count() or 1)
+
+    # -- the whole --------------------------------------------------------------------------------------------------
+    def run(self) -> TransferReport:
+        """Move everything."""
+        started = time.monotonic()
+        try:
+            self.plan = self._prepare()
+            self.whole = _WholeHash(self.transfer, self.plan)
+            with open(self.transfer.journal, "ab", buffering=0) as self.journal:
+                self._go()
+        except (DsmError, OSError):
+            self._rest()
+            raise
+        except BaseException:
+            # Whatever this is, nobody may write after it.
+            for member in self._busy():
+                member.end()
+            raise
+        self._rest()
+        self.report.sha256 = self.whole.sha256
+        self.report.seconds = time.monotonic() - started
+        self.report.peak_rss = max(self.report.peak_rss, self._memory())
+        return self.report
+
+    def _go(self) -> None:
+        with contextlib.closing(self.whole):
+            self._until_done()
+
+    def _until_done(self) -> None:
+        while not self.plan.done or not self.whole.done:
+            self._grow()
+            for member in self._busy():
+                self._feed(member)
+            hashed = self.whole.step()
+            for member, message in self.pool.hear(0.0 if hashed else 0.1):
+                self._hear(member, message)
+            self._bury()
+
+    def _busy(self) -> list[Member]:
+        return [member for member in self.pool.alive if member.number in self.lines]
+
+    # -- before the first byte --------------------------------------------------------------------------------------
+    def _prepare(self) -> Plan:
+        """Make every file, and claim what the journal says has landed."""
+        made = set()
+        self._wait_for_orphans()
+        for item in self.transfer.items:
+            path = os.path.join(self.transfer.directory, item.path)
+            parent = os.path.dirname(path)
+            if parent not in made:
+                os.makedirs(parent, mode=0o700, exist_ok=True)
+                made.add(parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                os.ftruncate(descriptor, item.attributes.size)
+            finally:
+                os.close(descriptor)
+        landed, begun = self._journalled()
+        self._rewrite_journal(landed, begun)
+        # What a run that died had begun to receive, and nobody knows how far.
+        self.report.resent = sum(piece.length for item in self.transfer.items for piece in begun.get(item.path, ()))
+        sizes = [item.attributes.size for item in self.transfer.items]
+        return Plan(sizes, [landed.get(item.path, []) for item in self.transfer.items])
+
+    def _wait_for_orphans(self) -> None:
+        """Workers of a run that was killed end by themselves; nothing is trusted before the last one has."""
+        descriptor = os.open(self.transfer.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            deadline = time.monotonic() + _ORPHAN_SECONDS
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise Refused(
+                            f"A process of a run that was killed still writes into {self.transfer.directory}.",
+                            "LOCKED",
+                            "Find it with 'fuser -v' on that directory, end it, and run again.",
+                        ) from None
+                time.sleep(0.05)
+        finally:
+            os.close(descriptor)
+
+    def _journalled(self) -> tuple[dict[str, list[Piece]], dict[str, list[Piece]]]:
+        try:
+            with open(self.transfer.journal, "rb") as file:
+                return read_journal(file.read())
+        except FileNotFoundError:
+            return {}, {}
+
+    def _rewrite_journal(self, landed: t.Mapping[str, list[Piece]], begun: t.Mapping[str, list[Piece]]) -> None:
+        """Leave out what is counted now, so that it is not counted again by the next run."""
+        if not begun:
+            return
+        temporary = self.transfer.journal + ".new"
+        with open(temporary, "wb") as file:
+            for path, pieces in landed.items():
+                file.writelines(journal_line(path, piece) for piece in pieces)
+        os.replace(temporary, self.transfer.journal)
+
+    # -- giving -----------------------------------------------------------------------------------------------------
+    def _feed(self, member: Member) -> None:
+        """Keep a worker supplied with a little more than it can have under way."""
+        line = self.lines[member.number]
+        held = self.plan.held_by(member.number)
+        count, ahead = len(held), sum(item.length for item in held)
+        given: list[Range] = []
+        while count < RANGES_AHEAD and (ahead < AHEAD or count < 2):
+            item = self.plan.take_check(member.number)
+            if item is None and line.connected:
+                length = range_length(self.plan.open_bytes, len(self.lines), line.rate)
+                item = self.plan.take(member.number, length)
+                if item is not None:
+                    self._note(item)
+            if item is None:
+                break
+            given.append(item)
+            count, ahead = count + 1, ahead + item.length
+        if line.connected and not count:
+            item = self._slow(member)
+            if item is not None:
+                given.append(item)
+                self.report.bytes += item.length
+                self.report.resent += item.length
+        if given:
+            member.send(Take(tuple(given)))
+
+    def _note(self, item: Range, sha256: str = "") -> None:
+        """Write into the journal that a range was begun, or that it has landed."""
+        path = self.transfer.items[item.file].path
+        self.journal.write(journal_line(path, Piece(item.offset, item.length, sha256)))
+        if not sha256:
+            self.begun[item.number] = time.monotonic()
+
+    def _slow(self, member: Member) -> Range | None:
+        """Nothing is open: a range that another worker has had for much longer than this one would need."""
+        now = time.monotonic()
+        rate = self.lines[member.number].rate
+        slow = {
+            item.number for item in self.plan.lent if _policy.slow(now - self.begun[item.number], item.length, rate)
+        }
+        return self.plan.double(member.number, slow)
+
+    def _grow(self) -> None:
+        """As many workers as the throughput deserves, one connect after the other."""
+        if not self.pool.alive:
+            raise ConnectionLost(
+                "No worker is left: all were killed.",
+                "WORKERS_DIED",
+                "Look at the kernel's log of the store (out of memory?), then run again: what has landed is kept.",
+            )
+        now = time.monotonic()
+        wanted = self.growth.wanted(now, self.received, self.plan.open_bytes)
+        resting = [member for member in self.pool.alive if member.number not in self.lines]
+        for index, member in enumerate(resting[: wanted - len(self.lines)]):
+            self.lines[member.number] = _Line(spoke=now)
+            member.send(
+                Job(self.transfer.endpoint, self.transfer.items, self.transfer.directory, self.transfer.rate_limit)
+            )
+            self._feed(member)
+            member.send(Connect(index * _policy.STAGGER))
+
+    # -- hearing ----------------------------------------------------------------------------------------------------
+    def _hear(self, member: Member, message: t.Any) -> None:
+        line = self.lines.get(member.number)
+        if message is None:
+            self._died(member)
+        elif line is not None:
+            line.spoke = time.monotonic()
+            if isinstance(message, Landed):
+                self._landed(message)
+            elif isinstance(message, Refuted):
+                self._refuted(message)
+            elif isinstance(message, Alive):
+                self._alive(member, line, message)
+            elif isinstance(message, Connected):
+                line.connected = True
+                up = sum(other.connected for other in self.lines.values())
+                self.report.workers = max(self.report.workers, up)
+                if up == len(self.lines):
+                    self.growth.connected(time.monotonic(), message.round_trip)
+            elif isinstance(message, Failed):
+                self._failed(member, line, message.error())
+            elif isinstance(message, Broken):
+                self._broken(message)
+
+    def _landed(self, message: Landed) -> None:
+        self.begun.pop(message.number, None)
+        item = self.plan.landed(message.number)
+        if item is None:
+            return
+        if item.sha256:
+            self.report.reused += item.length
+        else:
+            self._note(item, message.sha256)
+            self.report.bytes += item.length
+        up = sum(other.connected for other in self.lines.values())
+        self.progress(self.plan.landed_bytes, self.plan.total, up)
+
+    def _refuted(self, message: Refuted) -> None:
+        item = self.plan.refuted(message.number)
+        if item is not None:
+            self.report.resent += item.length
+
+    def _alive(self, member: Member, line: _Line, message: Alive) -> None:
+        now = time.monotonic()
+        if message.received:
+            self.failures.progress(member.number)
+            self.received += message.received
+            if line.measured:
+                rate = message.received / max(0.01, now - line.measured)
+                line.rate = rate if not line.rate else 0.8 * line.rate + 0.2 * rate
+        line.measured = now
+        if message.memory:
+            line.memory = message.memory
+            self.report.peak_rss = max(self.report.peak_rss, self._memory())
+
+    def _memory(self) -> int:
+        return memory_of_this_process() + sum(line.memory for line in self.lines.values())
+
+    def _failed(self, member: Member, line: _Line, error: DsmError) -> None:
+        """A connection was lost or refused."""
+        if error.code not in TRANSIENT:
+            raise error
+        was_up, line.connected = line.connected, False
+        others = any(other.connected for other in self.lines.values())
+        if not was_up and others and not self.plan.held_by(member.number):
+            # One connection more than the source takes: those that work are enough.
+            self.growth.refused()
+            self._retire(member)
+            return
+        count = self.failures.failed(member.number)
+        if count is not None:
+            member.send(Connect(_policy.pause(count, random.random())))
+        elif others:
+            self._retire(member)
+        else:
+            raise error
+
+    def _retire(self, member: Member) -> None:
+        """Do without this worker for the rest of the transfer."""
+        self.report.resent += sum(item.length for item in self.plan.give_back(member.number) if not item.sha256)
+        del self.lines[member.number]
+        member.send(Rest())
+        self.growth.lost(len(self.lines))
+
+    def _died(self, member: Member) -> None:
+        how = member.end()
+        if member.number not in self.lines:
+            return
+        self.report.resent += sum(item.length for item in self.plan.give_back(member.number) if not item.sha256)
+        del self.lines[member.number]
+        self.report.notes.append(f"A worker (process {member.pid}) died: {how}.")
+        self.growth.lost(max(1, len(self.lines)))
+
+    def _bury(self) -> None:
+        """Kill workers that give no sign of life any more."""
+        spoke = {number: line.spoke for number, line in self.lines.items()}
+        for number in _policy.starved(spoke, time.monotonic(), DEAD_AFTER):
+            self._died(next(member for member in self.pool.alive if member.number == number))
+
+    def _broken(self, message: Broken) -> t.NoReturn:
+        if not message.number:
+            raise RuntimeError(message.message)
+        raise OSError(message.number, message.message, message.path or None)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+    def _rest(self) -> None:
+        """No worker touches a file of this transfer any more when this returns."""
+        waiting = {member.number for member in self._busy()}
+        for member in self._busy():
+            member.send(Rest())
+        deadline = time.monotonic() + _REST_SECONDS
+        while waiting and time.monotonic() < deadline:
+            for member, message in self.pool.hear(0.1):
+                if isinstance(message, Resting) or message is None:
+                    waiting.discard(member.number)
+                if isinstance(message, Resting) and member.number in self.lines:
+                    self.lines[member.number].memory = message.memory
+                if message is None:
+                    member.end()
+        for member in [member for member in self.pool.alive if member.number in waiting]:
+            member.end()

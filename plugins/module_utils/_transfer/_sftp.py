@@ -7,8 +7,9 @@
 """A lean SFTP version 3 client over anything that looks like an SSH channel.
 
 Why not ``paramiko.SFTPClient``: it reassembles and re-slices every packet and is 2.5 times slower than this at reading
-(measured), and it decodes file names, so that a name that is not UTF-8 breaks a whole listing. Only ``sendall`` and
-``recv`` of the channel are used. Specification: draft-ietf-secsh-filexfer-02 and OpenSSH's PROTOCOL for the extensions.
+(measured), and it decodes file names, so that a name that is not UTF-8 breaks a whole listing. Of the channel only
+``sendall``, ``recv`` and ``settimeout`` are used. Specification: draft-ietf-secsh-filexfer-02 and OpenSSH's PROTOCOL
+for the extensions.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ Listed = t.Tuple[str, "Attributes"]
 
 
 class Channel(t.Protocol):
-    """The two calls of an SSH channel that are needed."""
+    """The calls of an SSH channel that are needed."""
 
     def sendall(self, s: bytes) -> None: ...
 
     def recv(self, nbytes: int) -> bytes: ...
+
+    def settimeout(self, timeout: float | None) -> None: ...
 
 
 class ProtocolError(Exception):
@@ -72,8 +75,19 @@ def encode(path: str) -> bytes:
     return path.encode("utf-8", "surrogateescape")
 
 
-def _text(value: bytes) -> bytes:
+def text(value: bytes) -> bytes:
+    """A string as it goes over the wire."""
     return struct.pack(">I", len(value)) + value
+
+
+def parse_attributes(body: bytes) -> Attributes:
+    """The attributes of an ATTRS packet, behind the number of its request."""
+    return _Reader(body).attributes()
+
+
+def status_error(body: bytes, path: str) -> Exception:
+    """What a STATUS packet (behind the number of its request) says: :class:`EndOfFile` or an OSError."""
+    return _status_error(_Reader(body), path)
 
 
 class _Reader:
@@ -142,7 +156,7 @@ class Sftp:
             self._ask_limits()
 
     def _ask_limits(self) -> None:
-        reader = self._call(_EXTENDED, _text(b"limits@openssh.com"), _EXTENDED_REPLY)
+        reader = self._call(_EXTENDED, text(b"limits@openssh.com"), _EXTENDED_REPLY)
         reader.int64()
         longest_read, longest_write = reader.int64(), reader.int64()
         self.read_length = min(longest_read or SAFE_LENGTH, 261120)
@@ -170,12 +184,18 @@ class Sftp:
         self._buffer = self._buffer[4 + length :]
         return kind, body
 
-    def _frame(self, kind: int, payload: bytes) -> tuple[int, bytes]:
+    @property
+    def channel(self) -> Channel:
+        """The channel itself, for somebody who reads many answers at once. No call may be under way."""
+        return self._channel
+
+    def frame(self, kind: int, payload: bytes) -> tuple[int, bytes]:
+        """A request as it goes over the wire, and its number."""
         self._number = (self._number + 1) & 0xFFFFFFFF
         return self._number, struct.pack(">IBI", len(payload) + 5, kind, self._number) + payload
 
     def _call(self, kind: int, payload: bytes, expected: int, path: str = "") -> _Reader:
-        number, frame = self._frame(kind, payload)
+        number, frame = self.frame(kind, payload)
         self._channel.sendall(frame)
         got, body = self._packet()
         reader = _Reader(body)
@@ -194,23 +214,23 @@ class Sftp:
     # -- metadata ---------------------------------------------------------------------------------------------------
     def lstat(self, path: str) -> Attributes:
         """Attributes without following a symbolic link. Raises OSError."""
-        return self._call(_LSTAT, _text(encode(path)), _ATTRS, path).attributes()
+        return self._call(_LSTAT, text(encode(path)), _ATTRS, path).attributes()
 
     def realpath(self, path: str) -> str:
         """The canonical absolute path, symbolic links resolved. Raises OSError."""
-        reader = self._call(_REALPATH, _text(encode(path)), _NAME, path)
+        reader = self._call(_REALPATH, text(encode(path)), _NAME, path)
         if reader.int32() < 1:
             raise ProtocolError("an empty answer to REALPATH")
         return reader.text().decode("utf-8", "surrogateescape")
 
     def listdir(self, path: str) -> list[Listed]:
         """All entries of a directory but ``.`` and ``..``, sorted by name. Raises OSError."""
-        handle = self._call(_OPENDIR, _text(encode(path)), _HANDLE, path).text()
+        handle = self._call(_OPENDIR, text(encode(path)), _HANDLE, path).text()
         entries: list[Listed] = []
         try:
             while True:
                 try:
-                    reader = self._call(_READDIR, _text(handle), _NAME, path)
+                    reader = self._call(_READDIR, text(handle), _NAME, path)
                 except EndOfFile:
                     break
                 for _index in range(reader.int32()):
@@ -225,54 +245,54 @@ class Sftp:
 
     def mkdir(self, path: str, mode: int = 0o700) -> None:
         """Make one directory. Raises OSError."""
-        self._call(_MKDIR, _text(encode(path)) + struct.pack(">II", 4, mode), _STATUS, path)
+        self._call(_MKDIR, text(encode(path)) + struct.pack(">II", 4, mode), _STATUS, path)
 
     def remove(self, path: str) -> None:
         """Remove a file. Raises OSError."""
-        self._call(_REMOVE, _text(encode(path)), _STATUS, path)
+        self._call(_REMOVE, text(encode(path)), _STATUS, path)
 
     def rmdir(self, path: str) -> None:
         """Remove an empty directory. Raises OSError."""
-        self._call(_RMDIR, _text(encode(path)), _STATUS, path)
+        self._call(_RMDIR, text(encode(path)), _STATUS, path)
 
     def rename(self, old: str, new: str) -> None:
         """Rename, atomically and over an existing file where the server can. Raises OSError."""
-        both = _text(encode(old)) + _text(encode(new))
+        both = text(encode(old)) + text(encode(new))
         if b"posix-rename@openssh.com" in self.extensions:
-            self._call(_EXTENDED, _text(b"posix-rename@openssh.com") + both, _STATUS, new)
+            self._call(_EXTENDED, text(b"posix-rename@openssh.com") + both, _STATUS, new)
         else:
             self._call(18, both, _STATUS, new)
 
     def fsync(self, handle: bytes) -> None:
         """Flush a file to disk where the server can (``fsync@openssh.com``)."""
         if b"fsync@openssh.com" in self.extensions:
-            self._call(_EXTENDED, _text(b"fsync@openssh.com") + _text(handle), _STATUS)
+            self._call(_EXTENDED, text(b"fsync@openssh.com") + text(handle), _STATUS)
 
     def space(self, path: str) -> Space | None:
         """Free space where the server can tell (``statvfs@openssh.com``), else None. Raises OSError."""
         if b"statvfs@openssh.com" not in self.extensions:
             return None
-        reader = self._call(_EXTENDED, _text(b"statvfs@openssh.com") + _text(encode(path)), _EXTENDED_REPLY, path)
+        reader = self._call(_EXTENDED, text(b"statvfs@openssh.com") + text(encode(path)), _EXTENDED_REPLY, path)
         values = [reader.int64() for _index in range(8)]
         return Space(values[1] * values[4], values[7])
 
     # -- files ------------------------------------------------------------------------------------------------------
     def open_read(self, path: str) -> bytes:
         """A handle for reading. Raises OSError."""
-        return self._call(_OPEN, _text(encode(path)) + struct.pack(">II", _OPEN_READ, 0), _HANDLE, path).text()
+        return self._call(_OPEN, text(encode(path)) + struct.pack(">II", _OPEN_READ, 0), _HANDLE, path).text()
 
     def open_write(self, path: str, mode: int = 0o600) -> bytes:
         """A handle for writing a new or emptied file. Raises OSError."""
         flags = _OPEN_WRITE | _OPEN_CREATE | _OPEN_TRUNCATE
-        return self._call(_OPEN, _text(encode(path)) + struct.pack(">III", flags, 4, mode), _HANDLE, path).text()
+        return self._call(_OPEN, text(encode(path)) + struct.pack(">III", flags, 4, mode), _HANDLE, path).text()
 
     def fstat(self, handle: bytes) -> Attributes:
         """Attributes of an open file."""
-        return self._call(_FSTAT, _text(handle), _ATTRS).attributes()
+        return self._call(_FSTAT, text(handle), _ATTRS).attributes()
 
     def close(self, handle: bytes) -> None:
         """Close a handle."""
-        self._call(_CLOSE, _text(handle), _STATUS)
+        self._call(_CLOSE, text(handle), _STATUS)
 
     def write(self, handle: bytes, pieces: t.Iterable[bytes], path: str = "") -> int:
         """Write ``pieces`` one after the other from offset 0, pipelined. Returns the bytes written, raises OSError."""
@@ -281,7 +301,7 @@ class Sftp:
         for piece in pieces:
             for start in range(0, len(piece), self.write_length):
                 part = piece[start : start + self.write_length]
-                number, frame = self._frame(_WRITE, _text(handle) + struct.pack(">QI", offset, len(part)) + part)
+                number, frame = self.frame(_WRITE, text(handle) + struct.pack(">QI", offset, len(part)) + part)
                 self._channel.sendall(frame)
                 waiting.append(number)
                 offset += len(part)
@@ -320,7 +340,7 @@ class _Pipeline:
 
     def __init__(self, sftp: Sftp, handle: bytes, offset: int, length: int, sink: Sink) -> None:
         self._sftp = sftp
-        self._handle = _text(handle)
+        self._handle = text(handle)
         self._next, self._end = offset, offset + length
         self._sink = sink
         #: request number -> (position, length), in the order of positions
@@ -401,7 +421,7 @@ class _Pipeline:
         self._sftp._channel.sendall(frame)
 
     def _request(self, position: int, length: int) -> tuple[int, bytes]:
-        return self._sftp._frame(_READ, self._handle + struct.pack(">QI", position, length))
+        return self._sftp.frame(_READ, self._handle + struct.pack(">QI", position, length))
 
     def _refill(self) -> None:
         """Ask for more, several requests in one packet."""

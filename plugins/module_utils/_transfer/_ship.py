@@ -11,19 +11,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import time
 import typing as t
 from dataclasses import dataclass, field, replace
 
+from .._core import ledger
 from .._core.catalogue import next_id
 from .._core.manifest import FileEntry, Manifest, Sealed
 from .._core.openability import classify, copy_of
 from .._core.strict import Invalid, load, utc_seconds, utc_text
 from .._errors import DsmError, Reason, Refused
 from . import _structure
+from ._changed import changed
 from ._discover import Source, Unit, discover, settle, tidy
-from ._endpoint import LocalEndpoint, Session, changed, check_local
+from ._endpoint import LocalEndpoint, Session, check_local
+from ._pool import Pool
 from ._pull import TRANSIENT, TransferPlan, TransferReport, pull, store_full
 from ._ssh import require_python
 from ._store import (
@@ -139,16 +141,16 @@ def ship(request: ShipRequest, check_mode: bool) -> ShipResult:
         create=not check_mode,
         checkpoint=request.checkpoint,
     )
-    run = _Run(request, store, check_mode)
     if check_mode:
+        run = _Run(request, store, None)
         note = store.refuse_if_held() if os.path.isdir(store.path) else ""
         run.go(None, note)
     else:
-        with store.lease(request.run_id) as lease:
+        remote = any(source.endpoint.host for source in request.sources)
+        # The workers come first: nothing that has connections or threads may be forked.
+        with store.lease(request.run_id) as lease, Pool(request.workers, remote) as pool:
+            run = _Run(request, store, pool)
             run.go(lease, lease.taken_over)
-    run.result.report.peak_rss = max(
-        run.result.report.peak_rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
     if run.result.reasons:
         _raise(run.result)
     return run.result
@@ -168,13 +170,16 @@ def _raise(result: ShipResult) -> t.NoReturn:
 class _Run:
     """One run of :func:`ship`."""
 
-    def __init__(self, request: ShipRequest, store: ClusterStore, check_mode: bool) -> None:
+    def __init__(self, request: ShipRequest, store: ClusterStore, pool: Pool | None) -> None:
         self.request = request
         self.store = store
-        self.check_mode = check_mode
+        #: None in check mode
+        self.pool = pool
         self.result = ShipResult(cluster_id=store.identity.cluster_id)
         self.sessions: dict[int, Session] = {}
         self.known: dict[str, Manifest] = {}
+        #: what retention removed while it was good does not come home again
+        self.pruned: set[str] = set()
         self.broken_ledger = False
 
     def go(self, lease: Lease | None, taken_over: str) -> None:
@@ -247,6 +252,7 @@ class _Run:
         clock = session.clock()
         skew = round(clock - time.time()) if clock is not None else None
         host = source.endpoint.host
+        units = [unit for unit in units if unit.key(host) in self.known or unit.key(host) not in self.pruned]
         stored = [unit for unit in units if unit.key(host) in self.known]
         fresh = [unit for unit in units if unit.key(host) not in self.known]
         good, growing = settle(session, source, fresh, self.request.quiet, max(0.0, deadline - time.monotonic()))
@@ -322,18 +328,19 @@ class _Run:
 
         One that a run published and died before recording it is recorded now.
         """
-        verdicts: dict[str, str] = {}
+        events = self.store.ledger.chain().events
+        verdicts = ledger.verdicts(events)
         recorded = set()
-        for event in self.store.ledger.chain().events:
-            if event.kind == "verified":
-                verdicts[event.subject] = str(event.data.get("verdict"))
-            elif event.kind == "shipped":
+        for event in events:
+            if event.kind == "shipped":
                 recorded.add(event.subject)
+            elif event.kind == "pruned" and event.data.get("verdict") != "failed":
+                self.pruned.add(str(event.data.get("key")))
         found = {}
         for entry in self.store.entries():
             if entry.manifest is None:
                 continue
-            if entry.id not in recorded and not self.check_mode:
+            if entry.id not in recorded and self.pool is not None:
                 self._record("shipped", entry.id, shipped_data(entry.manifest))
             if verdicts.get(entry.id, "ok") == "ok":
                 found[str(entry.manifest.source["key"])] = entry.manifest
@@ -475,7 +482,6 @@ class _Run:
         write_atomically(os.path.join(incoming, "source.json"), json.dumps(source).encode("utf-8"))
         make_directory(data)
         at("source noted")
-        number = self.request.sources.index(job.source)
         plan = TransferPlan(
             endpoint=job.source.endpoint,
             items=job.unit.items,
@@ -485,13 +491,13 @@ class _Run:
             rate_limit=self.request.rate_limit,
         )
 
-        def progress(_done: int, _total: int) -> None:
+        def progress(_done: int, _total: int, _workers: int) -> None:
             lease.renew()
             at("range landed")
 
         try:
             _remove_strangers(data, {item.path for item in job.unit.items})
-            report = pull(plan, progress, self.sessions.get(number))
+            report = pull(plan, progress, self.pool)
             self.result.report.add(report)
             at("pulled")
             self._unchanged(job)

@@ -146,7 +146,7 @@ class Connection:
 
     def lost(self, error: BaseException) -> ConnectionLost:
         """The error for a connection that broke during a transfer."""
-        if isinstance(error, socket.timeout):
+        if isinstance(error, (socket.timeout, TimeoutError)):
             return ConnectionLost(
                 f"{self.target.label} sent nothing for {self.target.stall_timeout:g} s.",
                 "STALLED",

@@ -1,0 +1,120 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""Decisions of a transfer: how many connections, when to connect again, when to give up. Pure; times are given."""
+
+from __future__ import annotations
+
+import typing as t
+
+#: Failures of connections in a row, without a byte in between, after which a worker gives up.
+ATTEMPTS = 8
+#: Seconds between two connects, so that sshd's MaxStartups (10 at once by default) is never near.
+STAGGER = 0.1
+#: A round trip (s) below which a connection is limited by the processors and not by the distance.
+NEAR = 0.005
+#: What another connection has to add to be worth it.
+GAIN = 1.08
+#: Bytes below which one more connection costs more than it brings.
+WORTH = 4 << 20
+
+
+def pause(failures: int, chance: float) -> float:
+    """Seconds to wait after so many failures in a row; ``chance`` (0 to 1) keeps workers out of step."""
+    return (0.5 + 0.5 * chance) * min(30.0, 0.1 * 2.0**failures)
+
+
+def first_workers(limit: int, size: int) -> int:
+    """With how many connections to begin a transfer of so many bytes."""
+    return max(1, min(limit, 2, size // WORTH))
+
+
+class Growth:
+    """Adds connections while that raises the throughput.
+
+    :param limit: connections at most
+    :param processors: of this host; near hosts get no more connections than that
+    """
+
+    def __init__(self, limit: int, workers: int, processors: int) -> None:
+        self.limit = limit
+        self.workers = workers
+        self._processors = max(2, processors)
+        self._round_trip = 0.0
+        self._settled = False
+        self._rate_before = 0.0
+        self._window: tuple[float, int] | None = None
+        self._resume = float("inf")
+
+    def connected(self, now: float, round_trip: float) -> None:
+        """All connections are up: what was measured before says nothing any more. ``round_trip`` in seconds."""
+        self._round_trip = max(self._round_trip, round_trip)
+        # A new connection starts slowly; it is measured when it had time to get up to speed.
+        self._window = None
+        self._resume = now + 0.3 + 6 * self._round_trip
+        if self._round_trip <= NEAR:
+            self.limit = min(self.limit, self._processors)
+
+    def refused(self) -> None:
+        """A further connection was refused: those that work are enough."""
+        self._settled = True
+
+    def lost(self, workers: int) -> None:
+        """Only so many connections are left."""
+        self.workers = workers
+        self._settled = True
+
+    def wanted(self, now: float, moved: int, open_bytes: int) -> int:
+        """How many connections there should be now, ``moved`` bytes since the start of the transfer."""
+        if self._settled or self.workers >= self.limit or now < self._resume:
+            return self.workers
+        if self._window is None:
+            self._window = (now, moved)
+            return self.workers
+        started, before = self._window
+        seconds = now - started
+        if seconds < 0.5 + 4 * self._round_trip or moved == before:
+            return self.workers
+        rate = (moved - before) / seconds
+        if rate < self._rate_before * GAIN:
+            self._settled = True
+        elif open_bytes > WORTH * self.workers:
+            self._rate_before = rate
+            self.workers = min(self.limit, self.workers * 2)
+            self._window = None
+            self._resume = float("inf")
+        return self.workers
+
+
+class Failures:
+    """Counts failed connections of each worker, and says whether to try again."""
+
+    def __init__(self, attempts: int = ATTEMPTS) -> None:
+        self._attempts = attempts
+        self._counts: dict[int, int] = {}
+
+    def progress(self, worker: int) -> None:
+        """A worker received something: its connection works."""
+        self._counts[worker] = 0
+
+    def failed(self, worker: int) -> int | None:
+        """One more failure; how many in a row, or None when it is time to give up."""
+        count = self._counts.get(worker, 0) + 1
+        self._counts[worker] = count
+        return count if count < self._attempts else None
+
+
+def starved(silent: t.Mapping[int, float], now: float, limit: float) -> list[int]:
+    """Workers that have said nothing for longer than ``limit`` seconds (``silent``: when each spoke last)."""
+    return [worker for worker, spoke in silent.items() if now - spoke > limit]
+
+
+def slow(age: float, length: int, rate: float) -> bool:
+    """Whether a range of ``length`` bytes that was given to a worker ``age`` seconds ago is worth getting once more.
+
+    ``rate`` (bytes a second, 0: unknown) is that of the worker which has nothing else to do.
+    """
+    return rate > 0 and age > 1.0 + 3 * length / rate

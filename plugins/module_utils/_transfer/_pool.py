@@ -1,0 +1,135 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""The processes that move bytes, forked before anything in this process has threads or connections."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing.connection
+import os
+import signal
+import sys
+import time
+import typing as t
+from multiprocessing.connection import Connection as Pipe
+
+from . import _ssh
+from ._pace import Pace
+from ._worker import Orphaned, Worker
+
+
+class Member:
+    """One worker as its parent sees it."""
+
+    def __init__(self, number: int, pid: int, pipe: Pipe) -> None:
+        self.number, self.pid, self.pipe = number, pid, pipe
+        self.alive = True
+
+    def send(self, order: t.Any) -> None:
+        """Give an order; a worker that is gone shows when it is listened to."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(order)
+
+    def end(self) -> str:
+        """Kill what is left of it; how it ended."""
+        self.alive = False
+        self.pipe.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        try:
+            _pid, status = os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            return "it is gone"
+        if os.WIFSIGNALED(status):
+            return f"it was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+        return f"it ended with {os.WEXITSTATUS(status)}"
+
+
+class Pool:
+    """At most ``size`` workers. Use it as a context manager, and make it before the first connection.
+
+    ``remote``: load the SSH library first, so that all processes share it.
+    """
+
+    def __init__(self, size: int, remote: bool = True) -> None:
+        if remote:
+            _ssh.load_paramiko()
+        self.pace = Pace()
+        self.members: list[Member] = []
+        # What exists now is shared as long as nobody writes to it; the collector would.
+        gc.collect()
+        gc.freeze()
+        try:
+            for number in range(size):
+                self.members.append(self._fork(number))
+        finally:
+            gc.unfreeze()
+
+    def _fork(self, number: int) -> Member:
+        mine, theirs = multiprocessing.connection.Pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid:
+            theirs.close()
+            return Member(number, pid, mine)
+        code = 1
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            mine.close()
+            for member in self.members:
+                member.pipe.close()
+            Worker(theirs, self.pace).run()
+        except Orphaned:
+            code = 0
+        finally:
+            # Nothing of the parent's (buffers, handlers at exit) may happen a second time.
+            os._exit(code)
+
+    @property
+    def alive(self) -> list[Member]:
+        """Workers that were not found dead yet."""
+        return [member for member in self.members if member.alive]
+
+    def hear(self, seconds: float) -> list[tuple[Member, t.Any]]:
+        """What workers have to say, waiting at most so long; None instead of a message: that worker is gone."""
+        pipes = {member.pipe: member for member in self.alive}
+        heard: list[tuple[Member, t.Any]] = []
+        for pipe in multiprocessing.connection.wait(list(pipes), seconds):
+            member = pipes[t.cast(Pipe, pipe)]
+            try:
+                heard.append((member, member.pipe.recv()))
+                while member.pipe.poll():
+                    heard.append((member, member.pipe.recv()))
+            except (EOFError, OSError):
+                heard.append((member, None))
+        return heard
+
+    def close(self) -> None:
+        """End all workers; they have nothing to save."""
+        for member in self.alive:
+            member.pipe.close()
+        deadline = time.monotonic() + 0.05
+        for member in self.alive:
+            while time.monotonic() < deadline and not _ended(member.pid):
+                time.sleep(0.002)
+            member.end()
+        self.pace.close()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+def _ended(pid: int) -> bool:
+    with contextlib.suppress(ChildProcessError):
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return True

@@ -1,0 +1,245 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""Which bytes are still to be moved, and who moves them. Pure: no files, no clock, no processes.
+
+A transfer is a list of files. Each is cut into ranges as they are asked for, so that the length of a range can follow
+what is left and how fast it goes. Every byte belongs to exactly one state: open, lent to workers, or landed.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import typing as t
+
+from .._core.strict import SHA256, Invalid, load
+
+MEBI = 1 << 20
+#: Bytes of the shortest and of the longest range.
+SMALLEST = MEBI // 2
+BIGGEST = 8 * MEBI
+
+
+class Range(t.NamedTuple):
+    """Bytes ``offset`` to ``offset + length`` of file number ``file``.
+
+    With ``sha256`` they are said to be on the disk already and are to be hashed there, else to be transferred.
+    """
+
+    number: int
+    file: int
+    offset: int
+    length: int
+    sha256: str = ""
+
+    @property
+    def end(self) -> int:
+        """The first offset behind it."""
+        return self.offset + self.length
+
+
+class Piece(t.NamedTuple):
+    """One journalled range of a file and its SHA-256 ('' where it was begun and nobody knows how far it came)."""
+
+    offset: int
+    length: int
+    sha256: str = ""
+
+
+class Plan:
+    """The state of a transfer of files of these sizes (bytes).
+
+    ``claimed``: for each file the ranges that a journal says have landed. They are lent for checking before anything is
+    transferred. Those that overlap, are empty or do not fit the file are left out.
+    """
+
+    def __init__(self, sizes: t.Sequence[int], claimed: t.Sequence[t.Sequence[Piece]] = ()) -> None:
+        self.sizes = tuple(sizes)
+        self.total = sum(sizes)
+        self.landed_bytes = 0
+        self._number = 0
+        self._open: collections.deque[tuple[int, int, int]] = collections.deque()
+        self._checks: collections.deque[Range] = collections.deque()
+        self._lent: dict[int, Range] = {}
+        self._lent_bytes = 0
+        self._holders: dict[int, list[int]] = {}
+        #: per file: landed ranges (offset -> end) at or behind the frontier, and the frontier itself
+        self._landed: list[dict[int, int]] = [{} for _size in sizes]
+        self._frontier = [0] * len(sizes)
+        for file, size in enumerate(sizes):
+            at = 0
+            for piece in sorted(claimed[file]) if claimed else ():
+                if not piece.sha256 or piece.length < 1 or piece.offset < at or piece.offset + piece.length > size:
+                    continue
+                if piece.offset > at:
+                    self._open.append((file, at, piece.offset))
+                self._checks.append(self._made(file, piece.offset, piece.length, piece.sha256))
+                at = piece.offset + piece.length
+            if at < size:
+                self._open.append((file, at, size))
+
+    def _made(self, file: int, offset: int, length: int, sha256: str = "") -> Range:
+        self._number += 1
+        return Range(self._number, file, offset, length, sha256)
+
+    # -- lending ----------------------------------------------------------------------------------------------------
+    def _lend(self, worker: int, item: Range) -> Range:
+        self._lent[item.number] = item
+        self._lent_bytes += item.length
+        self._holders[item.number] = [worker]
+        return item
+
+    def take_check(self, worker: int) -> Range | None:
+        """Lend the next range that is said to be there; None when all are lent or checked."""
+        return self._lend(worker, self._checks.popleft()) if self._checks else None
+
+    def take(self, worker: int, length: int) -> Range | None:
+        """Lend the next range to be transferred, about ``length`` bytes; None when nothing is open."""
+        if not self._open:
+            return None
+        file, start, end = self._open.popleft()
+        # What would be left over as a splinter goes along.
+        size = end - start if end - start < length + SMALLEST // 2 else length
+        if start + size < end:
+            self._open.appendleft((file, start + size, end))
+        return self._lend(worker, self._made(file, start, size))
+
+    def double(self, worker: int, slow: t.Collection[int]) -> Range | None:
+        """Lend one of these ranges, which another worker is slow with, once more; None if there is none."""
+        for number, lent in self._lent.items():
+            if number in slow and len(self._holders[number]) == 1 and worker not in self._holders[number]:
+                self._holders[number].append(worker)
+                return lent
+        return None
+
+    def landed(self, number: int) -> Range | None:
+        """A range is on the disk and hashed; None if another worker was first."""
+        lent = self._lent.pop(number, None)
+        if lent is None:
+            return None
+        self._returned(lent)
+        self.landed_bytes += lent.length
+        self._landed[lent.file][lent.offset] = lent.end
+        return lent
+
+    def refuted(self, number: int) -> Range | None:
+        """A range that was to be checked is not what the journal says: it is transferred like any other."""
+        lent = self._lent.pop(number, None)
+        if lent is None:
+            return None
+        self._returned(lent)
+        self._open.appendleft((lent.file, lent.offset, lent.end))
+        return lent
+
+    def give_back(self, worker: int) -> list[Range]:
+        """A worker is gone: what only it had is open again. Returns those ranges."""
+        returned = []
+        for number in [number for number, holders in self._holders.items() if worker in holders]:
+            self._holders[number].remove(worker)
+            if self._holders[number]:
+                continue
+            lent = self._lent.pop(number)
+            self._returned(lent)
+            returned.append(lent)
+            if lent.sha256:
+                self._checks.appendleft(lent)
+        self._open.extendleft((item.file, item.offset, item.end) for item in reversed(returned) if not item.sha256)
+        return returned
+
+    def _returned(self, lent: Range) -> None:
+        del self._holders[lent.number]
+        self._lent_bytes -= lent.length
+
+    # -- state ------------------------------------------------------------------------------------------------------
+    @property
+    def done(self) -> bool:
+        """Whether every byte has landed."""
+        return self.landed_bytes == self.total
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes that are lent to nobody."""
+        return self.total - self.landed_bytes - self._lent_bytes
+
+    @property
+    def checking(self) -> bool:
+        """Whether claimed ranges wait for their check."""
+        return bool(self._checks)
+
+    @property
+    def lent(self) -> list[Range]:
+        """Ranges that are lent to be transferred and have not landed."""
+        return [item for item in self._lent.values() if not item.sha256]
+
+    def held_by(self, worker: int) -> list[Range]:
+        """What a worker has and has not delivered."""
+        return [self._lent[number] for number, holders in self._holders.items() if worker in holders]
+
+    def frontier(self, file: int) -> int:
+        """Up to where a file has landed without a gap (bytes)."""
+        landed = self._landed[file]
+        while self._frontier[file] in landed:
+            self._frontier[file] = landed.pop(self._frontier[file])
+        return self._frontier[file]
+
+
+def range_length(open_bytes: int, workers: int, rate: float) -> int:
+    """How long the next range should be (bytes).
+
+    Long ranges cost least. They are short near the end, so that all workers end together, and on slow connections
+    (``rate``: bytes a second of this one, 0: unknown), so that a range is a matter of two seconds.
+    """
+    wanted = min(BIGGEST, open_bytes // (4 * max(1, workers)))
+    if rate:
+        wanted = min(wanted, int(rate * 2))
+    return max(SMALLEST, wanted // SMALLEST * SMALLEST)
+
+
+# -- the journal -----------------------------------------------------------------------------------------------------
+
+
+def journal_line(path: str, piece: Piece) -> bytes:
+    """One line of the journal. It begins with a newline, which ends a line that a killed run left unfinished."""
+    value: dict[str, t.Any] = {"path": path, "offset": piece.offset, "length": piece.length}
+    if piece.sha256:
+        value["sha256"] = piece.sha256
+    return b"\n" + json.dumps(value, sort_keys=True).encode("ascii") + b"\n"
+
+
+def read_journal(data: bytes) -> tuple[dict[str, list[Piece]], dict[str, list[Piece]]]:
+    """What a journal says has landed, by path, and what was only begun.
+
+    A line that was damaged costs the range that it speaks of and no other. Of two lines about the same bytes the later
+    counts. Nothing in it is trusted before it was hashed again.
+    """
+    landed: dict[str, dict[int, Piece]] = {}
+    begun: dict[str, dict[int, Piece]] = {}
+    for line in data.split(b"\n"):
+        if not line:
+            continue
+        try:
+            value = load(line, "journal")
+        except Invalid:
+            continue
+        path, sha256 = value.get("path"), value.get("sha256")
+        offset, length = _natural(value.get("offset")), _natural(value.get("length"))
+        if not isinstance(path, str) or offset < 0 or length < 1:
+            continue
+        piece = Piece(offset, length, sha256 if isinstance(sha256, str) else "")
+        if sha256 is None:
+            begun.setdefault(path, {})[piece.offset] = piece
+        elif SHA256.match(piece.sha256):
+            landed.setdefault(path, {})[piece.offset] = piece
+            begun.get(path, {}).pop(piece.offset, None)
+    return (
+        {path: sorted(pieces.values()) for path, pieces in landed.items()},
+        {path: sorted(pieces.values()) for path, pieces in begun.items() if pieces},
+    )
+
+
+def _natural(value: t.Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else -1

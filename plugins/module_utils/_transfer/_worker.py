@@ -1,0 +1,362 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""What a forked worker does: it takes orders from a socket, and moves ranges over a connection of its own.
+
+It decides nothing. It answers within a fraction of a second whatever the link does, and it ends when the process that
+gives the orders ends, however that happened: nobody writes into a store without the lease.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import select
+import time
+import typing as t
+from dataclasses import dataclass
+
+from .._errors import DsmError, Refused
+from ._changed import SourceChanged
+from ._discover import Item
+from ._endpoint import Endpoint
+from ._pace import Pace
+from ._ranges import Range
+from ._reader import Reader
+from ._ssh import ConnectionLost
+from ._stream import Landing, LocalFault
+
+if t.TYPE_CHECKING:
+    from multiprocessing.connection import Connection as Pipe
+
+#: Seconds after which a worker looks for orders even when the link is silent, and between two signs of life.
+SLICE = 0.2
+SIGN_OF_LIFE = 0.1
+_MEMORY_SECONDS = 1.0
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all ranges of a transfer have in common."""
+
+    endpoint: Endpoint
+    items: tuple[Item, ...]
+    directory: str
+    rate: float
+
+
+@dataclass(frozen=True)
+class Connect:
+    """Order: connect after ``delay`` seconds (or say that the connection is up)."""
+
+    delay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Take:
+    """Order: move these ranges, or check those that are said to be there."""
+
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Order: the transfer is over; let go of its files. Answered by :class:`Resting`."""
+
+
+@dataclass(frozen=True)
+class Connected:
+    """Answer: the connection is up. ``round_trip`` in seconds."""
+
+    round_trip: float
+
+
+@dataclass(frozen=True)
+class Landed:
+    """Answer: a range is on the disk."""
+
+    number: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Refuted:
+    """Answer: a range that was to be checked is not what the journal says."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Alive:
+    """Sign of life: bytes received since the last one, and the memory (bytes) of this process, 0: not looked."""
+
+    received: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Answer: the connection is lost or was refused. The error in parts, because exceptions do not travel well."""
+
+    kind: str
+    message: str
+    code: str
+    remedy: str
+    details: t.Mapping[str, t.Any]
+
+    def error(self) -> DsmError:
+        """The error as it was."""
+        kinds: dict[str, type[DsmError]] = {
+            "ConnectionLost": ConnectionLost,
+            "Refused": Refused,
+            "SourceChanged": SourceChanged,
+        }
+        return kinds.get(self.kind, DsmError)(self.message, self.code, self.remedy, **self.details)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Answer: this host's disk refused (``number`` is an errno), or the worker has a defect (0)."""
+
+    number: int
+    message: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Resting:
+    """Answer to :class:`Rest`."""
+
+    memory: int
+
+
+class Orphaned(BaseException):
+    """Whoever gave the orders is gone."""
+
+
+def memory_of_this_process() -> int:
+    """Bytes of memory, of pages that several processes share only this process's part."""
+    try:
+        with open("/proc/self/smaps_rollup", "rb") as file:
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Worker:
+    """One worker between its orders and its connection."""
+
+    def __init__(self, pipe: Pipe, pace: Pace) -> None:
+        self._pipe = pipe
+        self._pace = pace
+        self._orders = select.poll()
+        self._orders.register(pipe.fileno(), select.POLLIN)
+        self._job: Job | None = None
+        self._directory = -1
+        self._reader: Reader | None = None
+        self._endpoint: Endpoint | None = None
+        self._connect_at: float | None = None
+        self._landings: dict[int, Landing] = {}
+        self._checks: list[Range] = []
+        self._reported = 0
+        self._heard = self._alive = self._looked = 0.0
+
+    def run(self) -> None:
+        """Until the other end of the socket is closed (:class:`Orphaned`)."""
+        while True:
+            try:
+                self._obey()
+                self._work()
+            except LocalFault as error:
+                self._drop()
+                cause = error.cause
+                self._send(Broken(cause.errno or 0, cause.strerror or str(cause), str(cause.filename or "")))
+            except Exception as error:
+                self._fail(error)
+            self._tell()
+
+    # -- orders -----------------------------------------------------------------------------------------------------
+    def _obey(self) -> None:
+        """Take every order that is here; wait for one when there is nothing to do."""
+        while self._orders.poll(self._leisure()):
+            try:
+                order = self._pipe.recv()
+            except (EOFError, OSError):
+                raise Orphaned from None
+            if isinstance(order, Job):
+                self._begin(order)
+            elif isinstance(order, Connect):
+                self._connect_at = time.monotonic() + order.delay
+            elif isinstance(order, Take):
+                self._take(order.ranges)
+            elif isinstance(order, Rest):
+                self._rest()
+
+    def _leisure(self) -> float | None:
+        """For how long (ms) this worker may wait for orders; None: there is nothing else to do."""
+        if self._checks or (self._reader is not None and self._reader.expects):
+            return 0
+        if self._reader is not None and self._reader.wake is not None:
+            return min(SLICE, max(0.0, self._reader.wake - time.monotonic())) * 1000
+        if self._reader is not None and self._reader.unasked:
+            return 0
+        if self._connect_at is not None:
+            return min(SLICE, max(0.0, self._connect_at - time.monotonic())) * 1000
+        return None
+
+    def _begin(self, job: Job) -> None:
+        self._job = job
+        self._directory = os.open(job.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._directory, fcntl.LOCK_SH)
+        if self._reader is not None and self._endpoint != job.endpoint:
+            self._drop()
+
+    def _take(self, ranges: t.Iterable[Range]) -> None:
+        job = self._having_job()
+        for item in ranges:
+            if item.sha256:
+                self._checks.append(item)
+                continue
+            path = os.path.join(job.directory, job.items[item.file].path)
+            landing = Landing(item.number, item.file, item.offset, item.length, path)
+            self._landings[item.number] = landing
+            self._offer(landing)
+
+    def _offer(self, landing: Landing) -> None:
+        if self._reader is not None:
+            item = self._having_job().items[landing.file]
+            self._reader.offer(landing, item.source, item.attributes)
+
+    def _having_job(self) -> Job:
+        if self._job is None:
+            raise RuntimeError("a range before its job")
+        return self._job
+
+    def _rest(self) -> None:
+        """Let go of everything but the connection; of that too when answers to this job are still under way."""
+        if self._landings:
+            self._drop()
+        for landing in self._landings.values():
+            landing.close()
+        self._landings.clear()
+        self._checks.clear()
+        self._connect_at = None
+        if self._reader is not None:
+            self._reader.close_files()
+        if self._directory >= 0:
+            os.close(self._directory)
+            self._directory = -1
+        self._job = None
+        self._send(Resting(memory_of_this_process()))
+
+    # -- work -------------------------------------------------------------------------------------------------------
+    def _work(self) -> None:
+        if self._checks:
+            self._check(self._checks.pop())
+            return
+        if self._connect_at is not None and time.monotonic() >= self._connect_at:
+            self._connect_at = None
+            self._connect()
+        reader = self._reader
+        if reader is None:
+            return
+        reader.refill()
+        if not reader.expects:
+            self._heard = time.monotonic()
+            return
+        before = reader.received
+        wake = reader.wake
+        seconds = SLICE if wake is None else min(SLICE, max(0.001, wake - time.monotonic()))
+        complete = reader.step(seconds)
+        for landing in complete:
+            landing.close()
+            del self._landings[landing.number]
+            self._send(Landed(landing.number, landing.hash.hexdigest()))
+        if complete or reader.received > before:
+            self._heard = time.monotonic()
+        elif time.monotonic() - self._heard > self._having_endpoint().patience:
+            raise TimeoutError
+
+    def _check(self, item: Range) -> None:
+        """Hash a range that is on the disk."""
+        job = self._having_job()
+        found = hashlib.sha256()
+        at = item.offset
+        try:
+            descriptor = os.open(os.path.join(job.directory, job.items[item.file].path), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while at < item.end:
+                    piece = os.pread(descriptor, min(_PIECE, item.end - at), at)
+                    if not piece:
+                        break
+                    found.update(piece)
+                    at += len(piece)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise LocalFault(error) from None
+        good = found.hexdigest() == item.sha256
+        self._send(Landed(item.number, item.sha256) if good else Refuted(item.number))
+
+    def _connect(self) -> None:
+        job = self._having_job()
+        if self._reader is None:
+            rate = job.rate
+            due = (lambda count: self._pace.due(count, rate)) if rate else None
+            self._reader = job.endpoint.reader(due)
+            self._endpoint = job.endpoint
+            self._reported = 0
+            for landing in self._landings.values():
+                self._offer(landing)
+        self._heard = time.monotonic()
+        self._send(Connected(self._reader.round_trip))
+
+    def _having_endpoint(self) -> Endpoint:
+        if self._endpoint is None:
+            raise RuntimeError("bytes before the connection")
+        return self._endpoint
+
+    # -- the way back -----------------------------------------------------------------------------------------------
+    def _drop(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+
+    def _fail(self, error: Exception) -> None:
+        """Say what happened to the connection, and wait for the order to connect again."""
+        self._tell(now=True)
+        told = error if self._reader is None else self._reader.explain(error)
+        self._drop()
+        if isinstance(told, DsmError):
+            self._send(Failed(type(told).__name__, told.message, told.code, told.remedy, told.details))
+        else:
+            self._send(Broken(0, f"{type(error).__name__}: {error}", ""))
+
+    def _tell(self, now: bool = False) -> None:
+        """A sign of life, if it is time for one."""
+        moment = time.monotonic()
+        if (moment - self._alive < SIGN_OF_LIFE and not now) or self._job is None:
+            return
+        self._alive = moment
+        memory = 0
+        if moment - self._looked > _MEMORY_SECONDS:
+            self._looked = moment
+            memory = memory_of_this_process()
+        received = self._reader.received if self._reader is not None else self._reported
+        self._send(Alive(max(0, received - self._reported), memory))
+        self._reported = received
+
+    def _send(self, message: t.Any) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError:
+            raise Orphaned from None
