@@ -1,0 +1,125 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How many connections, when to connect again, when to give up."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import pytest
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._policy import (
+    ATTEMPTS,
+    STAGGER,
+    Failures,
+    Growth,
+    first_workers,
+    pause,
+    slow,
+    starved,
+)
+
+GIBI = 1 << 30
+
+
+def play(growth: Growth, rate: Callable[[int], float], round_trip: float, seconds: float = 60.0) -> list[int]:
+    """A transfer whose throughput (bytes a second) depends on the connections; how many there were, one after another.
+
+    A new connection needs ten round trips until it is up.
+    """
+    now = moved = 0.0
+    history = [growth.workers]
+    up_at: float | None = 10 * round_trip
+    while now < seconds:
+        now += 0.05
+        if up_at is not None and now >= up_at:
+            growth.connected(now, round_trip)
+            up_at = None
+        moved += rate(history[-1]) * 0.05
+        wanted = growth.wanted(now, int(moved), 100 * GIBI)
+        if wanted != history[-1]:
+            history.append(wanted)
+            up_at = now + 10 * round_trip
+    return history
+
+
+def test_a_far_host_gets_more_connections_while_each_adds_its_share() -> None:
+    assert play(Growth(8, 2, 2), lambda count: count * 25e6, 0.08) == [2, 4, 8]
+
+
+def test_growth_ends_where_the_link_is_full() -> None:
+    assert play(Growth(8, 2, 2), lambda count: min(count * 20e6, 60e6), 0.08) == [2, 4, 8]
+    assert play(Growth(8, 2, 2), lambda count: min(count * 25e6, 50e6), 0.08) == [2, 4]
+    assert play(Growth(8, 2, 2), lambda count: 24e6, 0.08) == [2, 4]
+
+
+def test_a_near_host_gets_no_more_than_there_are_processors() -> None:
+    assert play(Growth(8, 2, 2), lambda count: count * 200e6, 0.0005) == [2]
+    assert play(Growth(8, 2, 4), lambda count: count * 200e6, 0.0005) == [2, 4]
+
+
+@pytest.mark.parametrize("limit", range(1, 9))
+def test_never_more_than_allowed(limit: int) -> None:
+    growth = Growth(limit, first_workers(limit, GIBI), 64)
+    assert max(play(growth, lambda count: count * 25e6, 0.08)) == limit
+
+
+def test_no_growth_before_anything_is_known() -> None:
+    growth = Growth(8, 2, 2)
+    assert growth.wanted(1e9, 1 << 40, GIBI) == 2, "nothing is connected yet"
+    growth.connected(0.0, 0.08)
+    assert growth.wanted(100.0, 0, GIBI) == 2
+    assert growth.wanted(200.0, 0, GIBI) == 2, "nothing moved"
+
+
+def test_no_growth_for_the_last_bytes() -> None:
+    growth = Growth(8, 2, 2)
+    growth.connected(0.0, 0.08)
+    growth.wanted(10.0, 0, 1 << 20)
+    assert growth.wanted(20.0, GIBI, 1 << 20) == 2
+    assert growth.wanted(21.0, 2 * GIBI, GIBI) == 4
+
+
+def test_growth_ends_when_a_connection_is_refused_or_lost() -> None:
+    for event in (lambda growth: growth.refused(), lambda growth: growth.lost(1)):
+        growth = Growth(8, 2, 2)
+        event(growth)
+        assert max(play(growth, lambda count: count * 25e6, 0.08)) <= 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "size", "expected"), [(8, 0, 1), (8, 5 << 20, 1), (8, 9 << 20, 2), (8, GIBI, 2), (1, GIBI, 1)]
+)
+def test_a_small_transfer_takes_one_connection(limit: int, size: int, expected: int) -> None:
+    assert first_workers(limit, size) == expected
+
+
+def test_eight_connects_at_once_never_meet_the_default_of_maxstartups() -> None:
+    # Ten may be under way; a handshake at a round trip of 100 ms takes one second.
+    assert 1.0 / STAGGER <= 10
+
+
+def test_pauses_grow_and_differ_and_end_at_half_a_minute() -> None:
+    least = [pause(count, 0.0) for count in range(1, 20)]
+    most = [pause(count, 1.0) for count in range(1, 20)]
+    assert least == sorted(least) and most[-1] == 30.0 and most[0] <= 0.2
+    assert all(low < high for low, high in zip(least, most))
+
+
+def test_failures_in_a_row_end_and_progress_begins_anew() -> None:
+    failures = Failures()
+    assert [failures.failed(1) for _index in range(ATTEMPTS)] == [*range(1, ATTEMPTS), None]
+    failures.progress(1)
+    assert failures.failed(1) == 1 and failures.failed(2) == 1
+
+
+def test_who_says_nothing_is_starved() -> None:
+    assert starved({1: 0.0, 2: 95.0}, 100.0, 10.0) == [1]
+
+
+@pytest.mark.parametrize(
+    ("age", "rate", "expected"),
+    [(0.5, 1e9, False), (2.0, 1e9, True), (3.0, 1e6, False), (5.0, 1e6, True), (99, 0, False)],
+)
+def test_a_range_is_slow_against_what_the_idle_worker_would_need(age: float, rate: float, expected: bool) -> None:
+    assert slow(age, 1 << 20, rate) is expected
