@@ -69,8 +69,8 @@ sanity: venv ## ansible-test sanity, without ignores
 	@requirements/system git shellcheck
 	@tests/sanity/run
 
-integration: venv ## Transfers against a real sshd on this machine
-	@requirements/system openssh-server
+integration: venv ## Transfers against a real sshd on this machine; the bench itself
+	@requirements/system openssh-server iproute2 procps gcc libc6-dev
 	$(BIN)/python -m pytest -q tests/integration
 
 compat: venv ## The same checks without a lab under the other supported releases of ansible-core (not part of test)

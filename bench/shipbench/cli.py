@@ -23,14 +23,12 @@ from shipbench import files, local, peers, report, system
 from shipbench.ends import End
 from shipbench.errors import BenchError
 from shipbench.links import LINKS
-from shipbench.options import LOCAL, MIB, Asked, parse
+from shipbench.options import CHECKOUT, LOCAL, MIB, Asked, parse
 from shipbench.ours import Modules
 from shipbench.report import Rows
 from shipbench.session import Plan, Session
 from shipbench.wire import compile_emulator, netem_works
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-OUTPUT = CHECKOUT / "build" / "bench"
 LOCK = "\0kmsops-bench"
 SYSTEM = {
     "ip": "iproute2",
@@ -80,12 +78,12 @@ def outside(asked: Asked) -> int:
     need = 4 * asked.size + 512 * MIB
     if system.available_memory() < need:
         raise BenchError(f"{need // MIB} MiB of free memory are needed: files lie in memory.", "Give --size less.")
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(OUTPUT / "disk", ignore_errors=True)
+    asked.output.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(asked.output / "disk", ignore_errors=True)
     chosen = [peer for peer in peers.PEERS if peer.name in asked.tools]
     if asked.install:
         prepare_system(chosen if asked.links else [])
-    emulator = compile_emulator(CHECKOUT / "bench" / "wan.c", OUTPUT) if asked.links else OUTPUT
+    emulator = compile_emulator(CHECKOUT / "bench" / "wan.c", asked.output) if asked.links else asked.output
     if not asked.busy and not asked.smoke:
         await_quiet()
     sys.stdout.flush()
@@ -181,14 +179,14 @@ def inside(asked: Asked, chosen: Sequence[peers.Peer], emulator: Path) -> int:
     (scratch / "home").mkdir(parents=True)
     # What a login shell of this machine does at the server's end is none of a tool's business.
     system.hide(os.path.join(pwd.getpwuid(os.geteuid()).pw_dir, ".bashrc"))
-    disk = OUTPUT / "disk"
+    disk = asked.output / "disk"
     facts = machine_facts(asked, chosen)
     earlier = earlier_rows(asked, facts)
-    rows = Rows(OUTPUT / "results.jsonl")
+    rows = Rows(asked.output / "results.jsonl")
     for row in ({"kind": "facts", **facts}, *earlier):
         rows.add(row)
     complete = False
-    write(rows, facts, complete=complete)
+    write(asked.output, rows, facts, complete=complete)
     try:
         disk.mkdir(mode=0o700)
         modules = Modules(CHECKOUT / "build" / "collections", scratch)
@@ -197,17 +195,17 @@ def inside(asked: Asked, chosen: Sequence[peers.Peer], emulator: Path) -> int:
         for name in LOCAL:
             if name in asked.only:
                 measure_local(name, asked, modules, disk, scratch, rows)
-                write(rows, facts, complete=False)
+                write(asked.output, rows, facts, complete=False)
         complete = True
     except KeyboardInterrupt:
         say("Interrupted: what was measured is written, marked incomplete.")
         raise
     finally:
         shutil.rmtree(disk, ignore_errors=True)
-        write(rows, facts, complete=complete)
+        write(asked.output, rows, facts, complete=complete)
         rows.close()
-    say((OUTPUT / "table.txt").read_text(encoding="utf-8"))
-    say(f"Written: {OUTPUT}/results.jsonl, table.txt, summary.json")
+    say((asked.output / "table.txt").read_text(encoding="utf-8"))
+    say(f"Written: {asked.output}/results.jsonl, table.txt, summary.json")
     return 0
 
 
@@ -241,8 +239,10 @@ def measure_links(
     )
     for name in asked.links:
         with part(name, rows, plan.absent):
-            Session(plan, LINKS[name], source, store, rows, say).play(lambda: write(rows, facts, complete=False))
-        write(rows, facts, complete=False)
+            Session(plan, LINKS[name], source, store, rows, say).play(
+                lambda: write(asked.output, rows, facts, complete=False)
+            )
+        write(asked.output, rows, facts, complete=False)
     (scratch / "backup.bin").unlink()
     shutil.rmtree(scratch / "work", ignore_errors=True)
 
@@ -270,16 +270,16 @@ def part(name: str, rows: Rows, absent: Sequence[str]) -> Iterator[None]:
 
 def earlier_rows(asked: Asked, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """What is kept of the run before, if that was asked for."""
-    place = OUTPUT / "results.jsonl"
+    place = asked.output / "results.jsonl"
     if not asked.keep or not place.exists():
         return []
     return report.kept(place.read_text(encoding="utf-8"), facts, asked.only)
 
 
-def write(rows: Rows, facts: dict[str, Any], *, complete: bool) -> None:
+def write(output: Path, rows: Rows, facts: dict[str, Any], *, complete: bool) -> None:
     """Table and summary of what is known by now; a reader never sees half of one."""
     facts["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    report.write(OUTPUT, rows, facts, complete=complete)
+    report.write(output, rows, facts, complete=complete)
 
 
 def machine_facts(asked: Asked, chosen: Sequence[peers.Peer]) -> dict[str, Any]:

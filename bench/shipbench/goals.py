@@ -14,6 +14,8 @@ from shipbench.peers import EQUAL_WORK, OURS, RIVALS
 ROUNDS = 5
 SIZE = 1 << 30
 BEST = "best"
+#: Nothing is claimed for a link if strangers disturbed more than this share of its runs.
+DISTURBED = 0.25
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ GOALS = (
 class LinkResult:
     """What was measured on one link. ``off``: why the link is not what it says; ``absent``: rivals that never ran.
 
-    ``failed``: why our own runs did not count. ``busy``: runs during which strangers used the processors.
+    ``failed``: why our own runs did not count. ``busy``: how many of ``runs`` had strangers on the
+    processors.
     """
 
     rounds: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -63,6 +66,7 @@ class LinkResult:
     absent: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     busy: int = 0
+    runs: int = 0
 
 
 @dataclass
@@ -115,6 +119,8 @@ def _link(goal: Goal, found: LinkResult | None, entry: dict[str, Any]) -> tuple[
     rivals = RIVALS if goal.against == (BEST,) else goal.against
     why = [f"absent: {name}" for name in rivals if name in found.absent]
     why += [f"the link is off: {reason}" for reason in found.off]
+    if found.busy > DISTURBED * found.runs:
+        why.append(f"the machine was busy with something else in {found.busy} of {found.runs} runs")
     present: Sequence[str] = [name for name in rivals if name not in found.absent]
     best = best_peer(found.rounds, present)
     entry["against"], entry["busy_runs"] = best, found.busy

@@ -28,8 +28,9 @@ SAMPLE = 0.2
 class Usage:
     """What one run cost. Times in s, sizes in bytes, processor time of everything at that end.
 
-    ``client`` is the store's end, ``server`` the source's. ``strangers`` is processor time of whatever else ran on this
-    machine, as a fraction of all processors: it makes a run less comparable. Memory is PSS, sampled.
+    ``client`` is the store's end, ``server`` the source's. ``strangers`` is the fraction of all processors that
+    whatever else ran on this machine used: it makes a run less comparable. ``busy`` is what both ends and the emulator
+    used: near 1, the processors and not the link are the limit. Memory is PSS, sampled.
     """
 
     code: int | None
@@ -38,6 +39,7 @@ class Usage:
     server_processor: float
     emulator_processor: float
     strangers: float
+    busy: float
     client_memory: int
     server_memory: int
     wire: dict[str, int]
@@ -83,6 +85,7 @@ class Meter:
         after = (server.processor_time(), wire.processor_time(), system.machine_busy(), time.process_time())
         used = [late - early for late, early in zip(after, before)]
         whole = time.monotonic() - started
+        processors = os.cpu_count() or 1
         others = used[2] - used[0] - used[1] - used[3] - client
         later = wire.wire_bytes()
         return Usage(
@@ -91,7 +94,8 @@ class Meter:
             client_processor=client,
             server_processor=used[0],
             emulator_processor=used[1],
-            strangers=max(0.0, others / (whole * (os.cpu_count() or 1))),
+            strangers=max(0.0, others / (whole * processors)),
+            busy=(client + used[0] + used[1]) / (whole * processors),
             client_memory=peak[0],
             server_memory=peak[1],
             wire={name: later[name] - value for name, value in sent.items()},

@@ -7,11 +7,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from shipbench import peers
 from shipbench.goals import ROUNDS, SIZE
 from shipbench.links import LINKS
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+OUTPUT = CHECKOUT / "build" / "bench"
 LOCAL = ("verify", "catalogue")
 MIB = 1 << 20
 
@@ -28,6 +31,7 @@ class Asked:
     workers: int | None
     install: bool
     busy: bool
+    output: Path
     keep: bool
 
     @property
@@ -59,6 +63,7 @@ def parse(arguments: Sequence[str]) -> Asked:
     parser.add_argument(
         "--keep", action="store_true", help="keep what this commit's earlier run measured of other things"
     )
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="where results go (default build/bench)")
     given = parser.parse_args(list(arguments))
     only = tuple(name for name in given.only.split(",") if name) or tuple(everything)
     chosen = tuple(name for name in given.tools.split(",") if name) or tuple(tools)
@@ -76,5 +81,6 @@ def parse(arguments: Sequence[str]) -> Asked:
         given.workers,
         not given.no_install,
         given.busy,
+        given.output.resolve(),
         given.keep,
     )

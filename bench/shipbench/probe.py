@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The probes of calibration: one process at each end, datagrams and streams between them, and a line of JSON.
 
-Run as ``python -m shipbench.probe serve ADDRESS PORT`` at the source's end and ``... ask ADDRESS PORT RATE FULL`` at
-the store's. RATE is the link's (bit/s, 0: none); FULL (0 or 1) says whether TCP is measured too.
+Run as ``python -m shipbench.probe serve ADDRESS PORT`` at the source's end and ``... ask ADDRESS PORT RATE COUNT FULL``
+at the store's. RATE is the link's (bit/s, 0: none), COUNT how many datagrams shall show the losses; FULL (0 or 1) says
+whether TCP is measured too.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from shipbench.links import ETHERNET
 ECHOES = 40
 #: A request may be lost as well.
 ATTEMPTS = 3
-#: The stream that counts losses: this many datagrams of this size at this rate (1/s).
-SPARSE, SPARSE_SIZE, SPARSE_RATE = 60_000, 64, 15_000
+#: The stream that counts losses: datagrams of this size at this rate (1/s).
+SPARSE_SIZE, SPARSE_RATE = 64, 15_000
 #: The flood that measures the rate: datagrams of this size for this long (s), this much above the rate.
 FLOOD_SIZE, FLOOD_SECONDS, FLOOD_EXCESS = 1400, 1.0, 1.15
 HEADERS = 28 + ETHERNET
@@ -84,14 +85,14 @@ def _write(connection: socket.socket) -> None:
         connection.close()
 
 
-def ask(address: str, port: int, rate: int, full: bool) -> dict[str, Any]:
+def ask(address: str, port: int, rate: int, count: int, full: bool) -> dict[str, Any]:
     """Measure from the store's end."""
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     datagrams.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
     datagrams.connect((address, port))
     result: dict[str, Any] = {"rtt": _round_trip(datagrams)}
-    received, _seconds = _receive(datagrams, SPARSE_SIZE, SPARSE, SPARSE_RATE, 1)
-    result.update(sent=SPARSE, lost=SPARSE - received)
+    received, _seconds = _receive(datagrams, SPARSE_SIZE, count, SPARSE_RATE, 1)
+    result.update(sent=count, lost=count - received)
     if rate:
         pace = int(rate * FLOOD_EXCESS / 8 / (FLOOD_SIZE + HEADERS))
         received, seconds = _receive(datagrams, FLOOD_SIZE, int(pace * FLOOD_SECONDS), pace, 40)
@@ -179,7 +180,7 @@ def main(arguments: list[str]) -> int:
         serve(address, port)
         return 0
     try:
-        print(json.dumps(ask(address, port, int(arguments[3]), arguments[4] == "1")))
+        print(json.dumps(ask(address, port, int(arguments[3]), int(arguments[4]), arguments[5] == "1")))
     except (_Closed, OSError) as error:
         print(f"the link does not carry the probes: {error}", file=sys.stderr)
         return 1

@@ -51,7 +51,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """What every tool did on every link: medians over rounds, and what it cost."""
     head = (
         f"{'tool':<16}{'MB/s':>8}{'low':>8}{'high':>8}{'n':>4}{'of':>4}"
-        f"{'cpu store':>11}{'cpu source':>11}{'MB store':>10}{'MB source':>10}{'wire':>7}{'resent':>8}"
+        f"{'cpu store':>11}{'cpu source':>11}{'busy':>7}{'MB store':>10}{'MB source':>10}{'wire':>7}{'resent':>8}"
     )
     text = []
     for link in LINKS.values():
@@ -81,7 +81,7 @@ def _tool(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"{name:<16}{rates.median:8.1f}{rates.low:8.1f}{rates.high:8.1f}{rates.n:>4}{len(rows):>4}"
         f"{median('client_processor'):9.2f} s{median('server_processor'):9.2f} s"
-        f"{median('client_memory') / 1e6:10.0f}{median('server_memory') / 1e6:10.0f}"
+        f"{median('busy') * 100:5.0f} %{median('client_memory') / 1e6:10.0f}{median('server_memory') / 1e6:10.0f}"
         f"{wire.median if wire else 0:7.3f}{median('retransmitted'):8.0f}"
     )
 
@@ -136,6 +136,7 @@ def results_of(rows: Sequence[Mapping[str, Any]], *, rounds: int, size: int) -> 
         mine = [row for row in rows if row.get("part") == name]
         runs = [row for row in mine if row["kind"] == "run"]
         found.rounds = {number: dict(of_round) for number, of_round in times(runs).items()}
+        found.runs = len(runs)
         found.busy = sum(row["strangers"] > BUSY for row in runs)
         found.failed = [f"ours, round {r['round']}: {r['why']}" for r in runs if r["tool"] == OURS and not r["ok"]]
         last = {row["when"]: row["off"] for row in mine if row["kind"] == "calibration"}

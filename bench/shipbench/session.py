@@ -28,6 +28,8 @@ from shipbench.wire import Wire
 
 PROBE_PORT = 5001
 CALIBRATIONS = 3
+#: How many datagrams show the losses of a link.
+DATAGRAMS = 60_000
 #: Rounds that may be played beyond the wanted ones, to replace those in which the link was off.
 SPARE_ROUNDS = 2
 
@@ -120,7 +122,8 @@ class Session:
         )
         try:
             await_words(output, "ready", 10.0)
-            question = [*command, "ask", SOURCE, str(PROBE_PORT), str(self.link.rate), str(int(full))]
+            numbers = (self.link.rate, DATAGRAMS // 10 if self.plan.smoke else DATAGRAMS, int(full))
+            question = [*command, "ask", SOURCE, str(PROBE_PORT), *(str(number) for number in numbers)]
             path = f"PYTHONPATH={self.plan.package}"
             said = self.store.run(["env", path, *question], limit=120.0)
         finally:

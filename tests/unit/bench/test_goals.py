@@ -96,6 +96,16 @@ def test_a_link_that_could_not_be_used_says_why() -> None:
     assert (entry["met"], entry["n"], entry["why"]) == (None, 0, ["the link is off: no emulator"])
 
 
+@pytest.mark.parametrize(("busy", "met"), [(10, True), (11, None)])
+def test_nothing_is_claimed_where_strangers_disturbed_too_much(busy: int, met: bool | None) -> None:
+    found = link_result(1.0, **ALL)
+    found.busy, found.runs = busy, 40
+    entry = judged("lan-scp", found)
+    assert entry["met"] is met
+    assert entry["busy_runs"] == busy
+    assert entry["why"] == ([] if met else ["the machine was busy with something else in 11 of 40 runs"])
+
+
 def test_too_few_rounds_prove_nothing() -> None:
     entry = judged("lan-scp", link_result(1.0, n=4, **ALL))
     assert entry["met"] is None

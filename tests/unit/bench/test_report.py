@@ -29,6 +29,7 @@ def run(tool: str, number: int, seconds: float, why: str = "", strangers: float 
         "why": why,
         "link_off": [],
         "strangers": strangers,
+        "busy": 0.9,
         "client_processor": 1.0,
         "server_processor": 2.0,
         "client_memory": 90_000_000,
