@@ -26,6 +26,10 @@ options:
   fingerprint:
     description: As O(cluster_id), named by the fingerprint of any of its generations.
     type: str
+  details:
+    description: Describe each backup with every key of its manifest. V(false) only lists them, which is much faster.
+    type: bool
+    default: true
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
   - kmsops.fortanix_dsm.attributes.store_group
@@ -136,13 +140,15 @@ def argument_spec() -> dict[str, t.Any]:
         "store": {"type": "path", "required": True},
         "cluster_id": {"type": "str"},
         "fingerprint": {"type": "str"},
+        "details": {"type": "bool", "default": True},
     }
 
 
 def body(shell: Shell) -> Outcome:
     """Read the catalogue."""
     params = shell.params
-    return Outcome(False, **info(params["store"], params["cluster_id"] or "", params["fingerprint"] or ""))
+    cluster = (params["cluster_id"] or "", params["fingerprint"] or "")
+    return Outcome(False, **info(params["store"], *cluster, details=params["details"]))
 
 
 def main() -> None:

@@ -18,8 +18,19 @@ from ._keeping import Kept, keep, last_full_read
 from ._ship import describe
 from ._store import ClusterStore, identities
 
+#: What a list says of each backup; the rest is said by its description.
+_LISTED = (
+    "sequence",
+    "bytes",
+    "generation",
+    "version",
+    "published_at",
+    "snapshot_started",
+    "digest",
+)
 
-def info(root: str, cluster_id: str, fingerprint: str) -> dict[str, t.Any]:
+
+def info(root: str, cluster_id: str, fingerprint: str, details: bool = True) -> dict[str, t.Any]:
     """Return values of ``backup_info``. Raises ``Refused`` (STORE_MISSING, UNKNOWN_CLUSTER) or ``Unreadable``."""
     if cluster_id or fingerprint:
         stores = [ClusterStore.require(root, cluster_id=cluster_id, fingerprint=fingerprint)]
@@ -30,7 +41,7 @@ def info(root: str, cluster_id: str, fingerprint: str) -> dict[str, t.Any]:
     clusters = []
     for store in stores:
         folded = ledger.fold(store.ledger.chain().events)
-        backups.extend(_described(store, one, folded) for one in keep(store, folded, store.entries()))
+        backups.extend(_described(store, one, folded, details) for one in keep(store, folded, store.entries()))
         incoming.extend(store.incoming())
         clusters.append(
             {
@@ -41,7 +52,7 @@ def info(root: str, cluster_id: str, fingerprint: str) -> dict[str, t.Any]:
     return {"clusters": clusters, "backups": backups, "incoming": incoming, "table": table(backups)}
 
 
-def _described(store: ClusterStore, one: Kept, folded: ledger.Folded) -> dict[str, t.Any]:
+def _described(store: ClusterStore, one: Kept, folded: ledger.Folded, details: bool) -> dict[str, t.Any]:
     entry = one.entry
     said = one.notes.as_dict()
     common = {
@@ -60,10 +71,14 @@ def _described(store: ClusterStore, one: Kept, folded: ledger.Folded) -> dict[st
     }
     if entry.manifest is None:
         return common
-    described = describe(entry.manifest)
-    data = store.data_path(entry.id)
     proved = frozenset((str(item.get("backup")), str(item.get("node"))) for item in folded.proved)
     copy = copy_of(entry.manifest)
+    if not details:
+        kinds = {item.node: classify(copy, item.node, proved=proved).kind for item in entry.manifest.sealed_for}
+        listed = {name: getattr(entry.manifest, name) for name in _LISTED}
+        return {**listed, **common, "pairs": [{"node": node, "kind": kind} for node, kind in kinds.items()]}
+    described = describe(entry.manifest)
+    data = store.data_path(entry.id)
     for pair in described["pairs"]:
         pair["kind"] = classify(copy, pair["node"], proved=proved).kind
     archive = described["archive"]
