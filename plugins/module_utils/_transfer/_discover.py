@@ -17,7 +17,7 @@ import posixpath
 import stat
 import time
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .._core.manifest import path_problem
 from .._core.strict import digest
@@ -31,11 +31,15 @@ _WILD = frozenset("*?[")
 
 @dataclass(frozen=True)
 class Source:
-    """One entry of ``sources``: an endpoint, an absolute path (its last parts may be globs) and a layout."""
+    """One entry of ``sources``: an endpoint, an absolute path (its last parts may be globs) and a layout.
+
+    ``hashes``: SHA-256 (hex) by absolute path of files there, where somebody computed them at the source.
+    """
 
     endpoint: Endpoint
     path: str
     layout: str = "single"
+    hashes: t.Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def label(self) -> str:

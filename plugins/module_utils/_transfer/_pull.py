@@ -53,7 +53,6 @@ DEAD_AFTER = 120.0
 #: Ranges and bytes that a worker has ahead of those it is reading.
 AHEAD = 4 << 20
 RANGES_AHEAD = 16
-_HASH_AT_ONCE = 4 << 20
 _ORPHAN_SECONDS = 10.0
 _REST_SECONDS = 5.0
 
@@ -155,7 +154,11 @@ def local_failure(directory: str, error: OSError) -> Refused:
 
 
 class _WholeHash:
-    """Hashes files from their first byte to their last, as far as they have landed without a gap."""
+    """Hashes files from their first byte to their last, as far as they have landed without a gap.
+
+    The bytes are read back from what was written (they are still in memory), and each range is compared with what its
+    worker hashed as it came: a bit that flips in between is found.
+    """
 
     def __init__(self, transfer: TransferPlan, plan: Plan) -> None:
         self._transfer, self._plan = transfer, plan
@@ -163,7 +166,12 @@ class _WholeHash:
         self._at = 0
         self._hash = hashlib.sha256()
         self._descriptor = -1
+        self._landed: dict[tuple[int, int], tuple[int, str]] = {}
         self.sha256: dict[str, str] = {}
+
+    def expect(self, item: Range, sha256: str) -> None:
+        """A range has landed."""
+        self._landed[item.file, item.offset] = (item.end, sha256)
 
     @property
     def done(self) -> bool:
@@ -171,29 +179,44 @@ class _WholeHash:
         return self._file == len(self._transfer.items)
 
     def step(self) -> bool:
-        """Hash the next bytes if they are there; whether there were any."""
+        """Hash the next range if it is there; whether there was one, or a file to end."""
         if self.done:
             return False
         item = self._transfer.items[self._file]
-        frontier = self._plan.frontier(self._file)
-        if self._at == frontier and frontier < item.attributes.size:
-            return False
-        if self._descriptor < 0:
-            path = os.path.join(self._transfer.directory, item.path)
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        end = min(frontier, self._at + _HASH_AT_ONCE)
-        while self._at < end:
-            piece = os.pread(self._descriptor, min(1 << 20, end - self._at), self._at)
-            if not piece:
-                raise OSError(errno.EIO, "it became shorter while it was written", item.path)
-            self._hash.update(piece)
-            self._at += len(piece)
+        if self._at < item.attributes.size:
+            if self._at == self._plan.frontier(self._file):
+                return False
+            self._range(item, *self._landed.pop((self._file, self._at)))
         if self._at == item.attributes.size:
+            self._open(item)
             os.fsync(self._descriptor)
             self.sha256[item.path] = self._hash.hexdigest()
             self.close()
             self._file, self._at, self._hash = self._file + 1, 0, hashlib.sha256()
         return True
+
+    def _open(self, item: Item) -> None:
+        if self._descriptor < 0:
+            path = os.path.join(self._transfer.directory, item.path)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def _range(self, item: Item, end: int, sha256: str) -> None:
+        self._open(item)
+        part = hashlib.sha256()
+        while self._at < end:
+            piece = os.pread(self._descriptor, min(1 << 20, end - self._at), self._at)
+            if not piece:
+                break
+            self._hash.update(piece)
+            part.update(piece)
+            self._at += len(piece)
+        if part.hexdigest() != sha256:
+            raise Refused(
+                f"{item.path}: bytes before {end} are not those that arrived: they were damaged in memory or on the "
+                "disk of this host.",
+                "DAMAGED",
+                "Check the memory and the disk of the store, then run again. What had landed was thrown away.",
+            )
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -417,6 +440,7 @@ class _Transfer:
         item = self.plan.landed(message.number)
         if item is None:
             return
+        self.whole.expect(item, message.sha256)
         if item.sha256:
             self.report.reused += item.length
         else:
@@ -460,7 +484,7 @@ class _Transfer:
         count = self.failures.failed(member.number)
         if count is not None:
             member.send(Connect(_policy.pause(count, random.random())))
-        elif others:
+        elif len(self.lines) > 1:
             self._retire(member)
         else:
             raise error

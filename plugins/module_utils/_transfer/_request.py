@@ -12,7 +12,7 @@ import os
 import typing as t
 
 from .._core.manifest import Sealed
-from .._core.strict import utc_seconds
+from .._core.strict import SHA256, utc_seconds
 from .._errors import Reason, Refused
 from ._discover import Source
 from ._endpoint import Endpoint, LocalEndpoint, SftpEndpoint
@@ -32,6 +32,9 @@ def ship_request(options: Options, identify: t.Callable[[str], str] | None = Non
     for index, source in enumerate(options["sources"]):
         if source.get("host") and not source.get("user"):
             reasons.append(_bad(f"sources[{index}] names a host and no user"))
+        for path, sha256 in (source.get("hashes") or {}).items():
+            if not SHA256.match(str(sha256)):
+                reasons.append(_bad(f"sources[{index}].hashes: {sha256!r} of {path} is no SHA-256 in lower-case hex"))
     started = options.get("snapshot_started") or None
     reasons += _utc("snapshot_started", started)
     for index, sealed in enumerate(options["sealed_for"]):
@@ -54,7 +57,8 @@ def ship_request(options: Options, identify: t.Callable[[str], str] | None = Non
         store=options["store"],
         cluster=Cluster(cluster["fingerprint"], cluster["uid"], cluster["version"], tuple(members)),
         sources=tuple(
-            Source(_endpoint(source, options), _path(source), source["layout"]) for source in options["sources"]
+            Source(_endpoint(source, options), _path(source), source["layout"], source.get("hashes") or {})
+            for source in options["sources"]
         ),
         sealed_for=tuple(
             Sealed(
@@ -68,7 +72,7 @@ def ship_request(options: Options, identify: t.Callable[[str], str] | None = Non
         patience=options["patience"],
         headroom=options["headroom"],
         workers=options["workers"],
-        rate_limit=float(options["rate_limit"]),
+        rate_limit=float(options["rate_limit"] or 0),
         new_cluster=options["new_cluster"],
         accept=frozenset(options["accept"]),
         run_id=options["run_id"],
@@ -128,10 +132,12 @@ def _target(login: Options, options: Options) -> SshTarget:
 
 def _numbers(options: Options) -> list[Reason]:
     reasons = []
-    if options["rate_limit"] < 0:
-        reasons.append(_bad(f"rate_limit is {options['rate_limit']}; give bytes a second, or 0 for no limit"))
+    if options["rate_limit"] is not None and options["rate_limit"] <= 0:
+        reasons.append(
+            _bad(f"rate_limit is {options['rate_limit']}; give bytes a second, or leave it out for no limit")
+        )
     if not 1 <= options["workers"] <= MAX_WORKERS:
-        reasons.append(_bad(f"workers is {options['workers']}; 1 to {MAX_WORKERS} make sense"))
+        reasons.append(_bad(f"workers is {options['workers']}; give 1 to {MAX_WORKERS}"))
     for name in ("quiet", "patience", "headroom"):
         if not 0 <= options[name] < float("inf"):
             reasons.append(_bad(f"{name} is {options[name]}; it must not be negative"))

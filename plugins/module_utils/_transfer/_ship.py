@@ -68,7 +68,7 @@ class ShipRequest:
     quiet: float = 60.0
     patience: float = 300.0
     headroom: float = 0.1
-    workers: int = 1
+    workers: int = 8
     rate_limit: float = 0.0
     new_cluster: bool = False
     accept: frozenset[str] = frozenset()
@@ -366,6 +366,13 @@ class _Run:
                 )
             )
             return [job for job in jobs if job.key in self.known]
+        largest = max((job.unit.size for job in wanted), default=0)
+        left = int(limit - need)
+        if largest * (1 + self.request.headroom) > left:
+            self.result.notes.append(
+                f"When this run has ended {left} bytes are free in {self.store.path}: the next backup of {largest} "
+                "bytes will not fit. Expire old backups (playbook prune_backups) or grow the file system before it."
+            )
         return jobs
 
     def _number(self, jobs: list[_Job]) -> None:
@@ -499,8 +506,10 @@ class _Run:
             _remove_strangers(data, {item.path for item in job.unit.items})
             report = pull(plan, progress, self.pool)
             self.result.report.add(report)
+            self.result.notes += report.notes
             at("pulled")
             self._unchanged(job)
+            _same_as_source(job, report.sha256)
             kind, problems = _structure.check(data, [item.path for item in job.unit.items], lease.renew)
             if problems:
                 raise Refused(
@@ -584,7 +593,7 @@ class _Run:
                 "path": job.unit.name,
                 "layout": job.source.layout,
                 "key": job.key,
-                "hash": "none",
+                "hash": "sha256" if all(item.source in job.source.hashes for item in job.unit.items) else "none",
                 "clock_skew": job.skew,
             },
             files=tuple(
@@ -641,6 +650,19 @@ def shipped_data(manifest: Manifest) -> dict[str, t.Any]:
         "sealed_for": value["sealed_for"],
         "source": {"host": manifest.source["host"], "path": manifest.source["path"]},
     }
+
+
+def _same_as_source(job: _Job, sha256: t.Mapping[str, str]) -> None:
+    """What landed is what somebody hashed at the source, where somebody did (code SOURCE_HASH)."""
+    for item in job.unit.items:
+        wanted = job.source.hashes.get(item.source)
+        if wanted is not None and wanted != sha256[item.path]:
+            raise Refused(
+                f"{item.source} has the SHA-256 {wanted} at the source; what landed has {sha256[item.path]}.",
+                "SOURCE_HASH",
+                "Its bytes were damaged on the way or in memory, or the file was replaced. What landed was thrown "
+                "away: run again. If it happens again, check the memory of both hosts.",
+            )
 
 
 def _tree_bytes(path: str) -> int:

@@ -177,6 +177,7 @@ class Proxy:
         self.upstream = port
         self.treat = treat
         self.connections = 0
+        self.connect: Callable[..., socket.socket] = socket.create_connection
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self.listener.getsockname()[1])
         self.sockets: list[socket.socket] = []
@@ -186,9 +187,13 @@ class Proxy:
         while True:
             try:
                 client, _address = self.listener.accept()
-                server = socket.create_connection(("127.0.0.1", self.upstream), 5)
             except OSError:
                 return
+            try:
+                server = self.connect(("127.0.0.1", self.upstream), 5)
+            except OSError:
+                client.close()
+                continue
             self.connections += 1
             self.sockets += [client, server]
             threading.Thread(target=self._pump, args=(client, server, None), daemon=True).start()

@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -20,13 +21,14 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _policy, _ranges
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _policy, _pull, _ranges
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import (
     FINGERPRINT,
     Proxy,
     Site,
     Sshd,
+    descendants,
     run_module,
     tree,
 )
@@ -162,6 +164,147 @@ def test_f11_sshd_dies_and_comes_back(
     assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def through(site: Site, link: Proxy) -> dict[str, Any]:
+    """The source of a site, seen through a proxy."""
+    hosts = site.sshd.directory / f"known_hosts_{link.port}"
+    hosts.write_text(site.sshd.known_hosts.read_text().replace(str(site.sshd.port), str(link.port)))
+    return site.sshd.login(path=f"{site.source}/*", port=link.port, known_hosts=str(hosts))
+
+
+def test_f11_one_connection_of_several_dies_again_and_again(
+    site: Site, proxy: Callable[..., Proxy], small_ranges: None, impatient: None
+) -> None:
+    """The others take over what it held, and the transfer ends in the same run."""
+    path = big(site, 8 * MEBI)
+    unlucky: list[int] = []
+
+    def treat(seen: int, data: bytes) -> bytes | None:
+        number = threading.get_ident()
+        if not unlucky and link.connections == 3:
+            unlucky.append(number)
+        return None if number in unlucky and seen > 200_000 else data
+
+    link = proxy(site.sshd.port, treat)
+    result = site.run(sources=[through(site, link)])
+    assert unlucky and link.connections > 3, "the connection was not built again"
+    assert result.report.workers == 2
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_f11_a_source_that_takes_one_connection_only_is_enough(
+    site: Site, proxy: Callable[..., Proxy], small_ranges: None, impatient: None
+) -> None:
+    """What sshd does when MaxStartups is exceeded: it accepts and hangs up."""
+    path = big(site)
+    open_now: list[socket.socket] = []
+    link = proxy(site.sshd.port, lambda _seen, data: data)
+    create = socket.create_connection
+
+    def one_at_a_time(address: Any, *arguments: Any) -> socket.socket:
+        if address[1] == site.sshd.port and len([item for item in open_now if item.fileno() >= 0]) >= 2:
+            raise ConnectionRefusedError
+        made = create(address, *arguments)
+        open_now.append(made)
+        return made
+
+    link.connect = one_at_a_time
+    result = site.run(sources=[through(site, link)])
+    assert result.report.workers == 1
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def workers_of(pid: int) -> list[int]:
+    return [
+        child
+        for child in descendants(pid)
+        if "sshd" not in Path(f"/proc/{child}/comm").read_text() and Path(f"/proc/{child}/stat").read_text()
+    ]
+
+
+def test_f09_a_worker_that_is_killed_costs_its_ranges_and_nothing_else(site: Site, small_ranges: None) -> None:
+    path = big(site)
+    before = set(workers_of(os.getpid()))
+    killed = []
+
+    def step(name: str) -> None:
+        if name == "range landed" and not killed:
+            (busy,) = [pid for pid in workers_of(os.getpid()) if pid not in before and threads(pid) > 1][:1]
+            os.kill(busy, signal.SIGKILL)
+            killed.append(busy)
+
+    result = site.run(checkpoint=step)
+    assert killed and any(f"process {killed[0]}" in note and "SIGKILL" in note for note in result.notes)
+    assert result.report.resent <= 20 * RANGE
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def threads(pid: int) -> int:
+    """Threads of a process; a worker with a connection has more than one."""
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def test_f09_when_every_worker_is_killed_the_next_run_goes_on(site: Site, small_ranges: None) -> None:
+    path = big(site)
+    before = set(workers_of(os.getpid()))
+    landed = []
+
+    def step(name: str) -> None:
+        landed.append(name)
+        if landed.count("range landed") == 5:
+            for pid in workers_of(os.getpid()):
+                if pid not in before:
+                    os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(DsmError) as caught:
+        site.run(checkpoint=step)
+    assert [reason.code for reason in caught.value.reasons] == ["WORKERS_DIED"] and caught.value.reasons[0].remedy
+    result = site.run()
+    assert result.report.reused >= 5 * RANGE
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_f09_workers_end_when_their_controller_is_killed(site: Site, small_ranges: None) -> None:
+    """Nobody writes into the store without the lease."""
+    big(site, 32 * MEBI)
+    reading, writing = os.pipe()
+
+    def step(name: str) -> None:
+        if name == "range landed":
+            os.write(writing, json.dumps(workers_of(os.getpid())).encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            site.run(checkpoint=step)
+        finally:
+            os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    workers = json.loads(os.read(reading, 65536))
+    os.close(reading)
+    os.close(writing)
+    assert len(workers) == 8
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() and state(pid) != "Z" for pid in workers):
+        assert time.monotonic() < deadline, "orphans go on writing"
+        time.sleep(0.02)
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_the_bandwidth_cap_holds_for_all_workers_together(site: Site, small_ranges: None) -> None:
+    path = big(site, 2 * MEBI)
+    result = site.run(rate_limit=MEBI)
+    assert result.report.workers == 2
+    assert result.report.seconds >= 1.7, "faster than the cap"
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 # -- the source ----------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +375,57 @@ def test_a_drop_box_below_a_link_works_and_a_link_inside_it_is_not_followed(site
     (site.source / "20261122").unlink()
     (site.source.parent / "aside").rename(site.source / "20261122")
     assert site.run(sources=[source]).changed
+
+
+def test_f10_a_bit_that_flips_before_anything_was_hashed_shows_against_the_hash_of_the_source(site: Site) -> None:
+    path = big(site)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = site.sshd.login(path=f"{site.source}/*", hashes={str(path): digest})
+    # Same size, same time: only the hash can tell that these are other bytes.
+    status = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(1_234_567)
+        byte = file.read(1)[0]
+        file.seek(1_234_567)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DsmError) as caught:
+        site.run(sources=[source])
+    assert [reason.code for reason in caught.value.reasons] == ["SOURCE_HASH"] and caught.value.reasons[0].remedy
+    assert not site.published() and not list((site.cluster / "incoming").iterdir())
+    with open(path, "r+b") as file:
+        file.seek(1_234_567)
+        file.write(bytes([byte]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert site.run(sources=[source]).backups[0]["sha256"] == digest
+    assert [item.source["hash"] for item in site.published().values()] == ["sha256"]
+
+
+def test_f10_a_bit_that_flips_between_landing_and_publishing(
+    site: Site, small_ranges: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A range was right when it came; what is then read back for the hash of the whole is not."""
+    path = big(site)
+    damaged: list[int] = []
+    expect = _pull._WholeHash.expect
+
+    def flip(whole: _pull._WholeHash, item: _ranges.Range, sha256: str) -> None:
+        if len(damaged) == 0 and item.number > 10:
+            damaged.append(item.offset)
+            (landing,) = (site.cluster / "incoming").glob("*/data/backup.bin")
+            with open(landing, "r+b") as file:
+                file.seek(item.offset + 100)
+                byte = file.read(1)[0]
+                file.seek(item.offset + 100)
+                file.write(bytes([byte ^ 1]))
+        expect(whole, item, sha256)
+
+    monkeypatch.setattr(_pull._WholeHash, "expect", flip)
+    with pytest.raises(DsmError) as caught:
+        site.run()
+    assert damaged and [reason.code for reason in caught.value.reasons] == ["DAMAGED"]
+    assert not site.published() and not list((site.cluster / "incoming").iterdir())
+    assert site.run().backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # -- death ---------------------------------------------------------------------------------------------------------

@@ -259,6 +259,7 @@ def test_no_store(site: Site) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"rate_limit": 0},
         {"rate_limit": -1},
         {"workers": 0},
         {"workers": 100},
@@ -266,6 +267,7 @@ def test_no_store(site: Site) -> None:
         {"headroom": -0.5},
         {"sources": []},
         {"sources": [{"path": "/x/*", "host": "h"}]},
+        {"sources": [{"path": "/x/*", "hashes": {"/x/a": "md5"}}]},
         {"sources": [{"path": "/x/*", "host": "h", "user": "u", "port": 0}]},
         {"snapshot_started": "yesterday"},
         {"sealed_for": [{"node": "dr1", "joined_at": "2026-11-22"}]},
