@@ -81,8 +81,8 @@ def outside(asked: Asked) -> int:
     asked.output.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(asked.output / "disk", ignore_errors=True)
     chosen = [peer for peer in peers.PEERS if peer.name in asked.tools]
-    if asked.install:
-        prepare_system(chosen if asked.links else [])
+    if asked.install and asked.links:
+        prepare_system(chosen)
     emulator = compile_emulator(CHECKOUT / "bench" / "wan.c", asked.output) if asked.links else asked.output
     if not asked.busy and not asked.smoke:
         await_quiet()
@@ -297,6 +297,7 @@ def machine_facts(asked: Asked, chosen: Sequence[peers.Peer]) -> dict[str, Any]:
         "kernel": platform.release(),
         "processors": os.cpu_count(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "real_time": system.real_time(),
         "python": platform.python_version(),
         "only": list(asked.only),
         "seed": asked.seed,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shipbench import calibration, ours, probe, report
+from shipbench import calibration, ours, probe, report, system
 from shipbench.calibration import Measured
 from shipbench.ends import SOURCE, End, await_words, tail
 from shipbench.errors import BenchError
@@ -114,7 +114,7 @@ class Session:
     def _probe(self, *, full: bool) -> dict[str, Any]:
         """Run the probes at both ends."""
         # What a busy machine keeps from the probes must not be taken for the link's doing.
-        command = ["chrt", "--rr", "5", sys.executable, "-m", probe.__name__]
+        command = system.ahead([sys.executable, "-m", probe.__name__], 1)
         environment = {"PYTHONPATH": str(self.plan.package)}
         output = self.plan.scratch / "probe"
         serving = self.source.start(

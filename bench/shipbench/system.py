@@ -9,7 +9,7 @@ import ctypes
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _NEWNS, _NEWIPC, _NEWNET, _NEWPID = 0x00020000, 0x08000000, 0x40000000, 0x20000000
@@ -52,6 +52,21 @@ def hide(path: str) -> None:
 def die_with_parent() -> None:
     """Be killed when the process that started this one ends, however it ends."""
     _check(_libc.prctl(_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), "prctl")
+
+
+def real_time() -> bool:
+    """Whether processes may be given real-time priority here."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        return False
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return True
+
+
+def ahead(argv: Sequence[str], priority: int) -> list[str]:
+    """The command that runs ``argv`` before everything of lower (and of no) real-time priority, where that is allowed."""
+    return ["chrt", "--rr", str(priority), *argv] if real_time() else list(argv)
 
 
 def network_of(pid: int | str = "self") -> int:

@@ -136,8 +136,8 @@ class Wire:
         reading, self._ask = os.pipe()
         try:
             argv = emulator_argv(self._program, self.source, self.store, self.link)
-            # Its lateness must not depend on how busy the tools keep the processors.
-            self._pid = start(["chrt", "--rr", "10", *argv], output=self._told, stdin=reading)
+            # Its lateness must not depend on how busy the tools, or the probes, keep the processors.
+            self._pid = start(system.ahead(argv, 2), output=self._told, stdin=reading)
         finally:
             os.close(reading)
         if self._answer(5.0) != "ready":

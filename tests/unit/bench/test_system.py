@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import pytest
 from shipbench import system
 
 STAT = "4242 (a (tool) x) S 1 4242 4242 0 -1 4194304 500 900 0 0 150 50 30 20 20 0 1 0 7700 1000 200 0"
@@ -40,6 +41,12 @@ def test_bytes_of_an_interface() -> None:
 
 def test_segments_that_were_sent_again() -> None:
     assert system.parse_retransmitted(SNMP) == 17
+
+
+@pytest.mark.parametrize(("allowed", "before"), [(True, ["chrt", "--rr", "2"]), (False, [])])
+def test_real_time_priority_is_used_where_it_is_allowed(monkeypatch, allowed: bool, before: list[str]) -> None:
+    monkeypatch.setattr(system, "real_time", lambda: allowed)
+    assert system.ahead(["wan", "x"], 2) == [*before, "wan", "x"]
 
 
 def test_this_process_has_memory_and_used_time() -> None:
