@@ -38,6 +38,8 @@ SYSTEM = {
     "gcc": "gcc",
     "openssl": "openssl",
 }
+#: What was published for the verification at rest; removed at the end and at the next start.
+DISK = "kmsops-bench-store"
 QUIET_FOR, QUIET_WITHIN = 2.0, 60.0
 
 
@@ -79,7 +81,7 @@ def outside(asked: Asked) -> int:
     if system.available_memory() < need:
         raise BenchError(f"{need // MIB} MiB of free memory are needed: files lie in memory.", "Give --size less.")
     asked.output.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(asked.output / "disk", ignore_errors=True)
+    shutil.rmtree(asked.output / DISK, ignore_errors=True)
     chosen = [peer for peer in peers.PEERS if peer.name in asked.tools]
     if asked.install and asked.links:
         prepare_system(chosen)
@@ -179,7 +181,7 @@ def inside(asked: Asked, chosen: Sequence[peers.Peer], emulator: Path) -> int:
     (scratch / "home").mkdir(parents=True)
     # What a login shell of this machine does at the server's end is none of a tool's business.
     system.hide(os.path.join(pwd.getpwuid(os.geteuid()).pw_dir, ".bashrc"))
-    disk = asked.output / "disk"
+    disk = asked.output / DISK
     facts = machine_facts(asked, chosen)
     earlier = earlier_rows(asked, facts)
     rows = Rows(asked.output / "results.jsonl")

@@ -65,7 +65,7 @@ def real_time() -> bool:
 
 
 def ahead(argv: Sequence[str], priority: int) -> list[str]:
-    """The command that runs ``argv`` before everything of lower (and of no) real-time priority, where that is allowed."""
+    """The command that runs ``argv`` before everything of lower or no real-time priority, where that is allowed."""
     return ["chrt", "--rr", str(priority), *argv] if real_time() else list(argv)
 
 

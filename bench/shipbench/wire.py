@@ -35,11 +35,11 @@ Counters = Mapping[str, Mapping[str, int]]
 
 def compile_emulator(source: Path, directory: Path) -> Path:
     """Compile the emulator once for each state of its source. Raises BenchError with the compiler's words."""
-    made = directory / f"wan-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
+    made = directory / f"kmsops-wan-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
     if not made.exists():
-        for old in directory.glob("wan-*"):
+        for old in directory.glob("kmsops-wan-*"):
             old.unlink()
-        unfinished = directory / f"wan-{os.getpid()}.new"
+        unfinished = directory / f"kmsops-wan-{os.getpid()}.new"
         command = ["gcc", "-O2", "-Wall", "-Wextra", "-pthread", "-o", str(unfinished), str(source)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

@@ -92,7 +92,7 @@ def test_an_interrupted_bench_writes_what_it_has(bench: subprocess.Popen[str], t
     assert summary["runs"] >= 1
     assert (tmp_path / "table.txt").read_text().startswith("INCOMPLETE")
     assert not [pid for pid in before if Path(f"/proc/{pid}").exists()]
-    assert not (tmp_path / "disk").exists()
+    assert not (tmp_path / "kmsops-bench-store").exists()
 
 
 def test_a_bench_that_was_killed_leaves_no_process(bench: subprocess.Popen[str], tmp_path: Path) -> None:
