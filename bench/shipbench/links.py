@@ -9,6 +9,8 @@ from dataclasses import dataclass
 MBIT = 1_000_000
 #: Bytes on the wire beside IP for each segment (preamble, header, checksum, gap); the serialiser charges them.
 ETHERNET = 38
+#: How many of them an interface's own length of a packet has already (its header).
+HEADER = 14
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Link:
 
     def queue_packets(self) -> int:
         """Packets of 1500 bytes under way in one direction when the queue is full (what netem calls its limit)."""
-        return int((self.queue + self.rtt / 2) * self.rate / 8 / 1500) + 1000
+        return int((self.queue + self.rtt / 2) * self.rate / 8 / 1500)
 
 
 LINKS = {

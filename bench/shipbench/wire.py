@@ -17,7 +17,7 @@ from types import TracebackType
 from shipbench import system
 from shipbench.ends import DEVICE, NETWORK, PREFIX, SOURCE, STORE, End, start, tail, wait
 from shipbench.errors import BenchError
-from shipbench.links import Link
+from shipbench.links import ETHERNET, HEADER, Link
 
 #: Stock limits of socket memory (bytes), whatever this machine's are, so that results of two machines can be compared.
 SETTINGS = {
@@ -65,7 +65,7 @@ def netem_argv(link: Link) -> list[str]:
     """The command that shapes one direction of a link with the kernel's netem."""
     return [
         *("tc", "qdisc", "add", "dev", DEVICE, "root", "netem", "limit", str(link.queue_packets())),
-        *("delay", f"{link.rtt * 500:g}ms", "rate", f"{link.rate}bit"),
+        *("delay", f"{link.rtt * 500:g}ms", "rate", f"{link.rate}bit", str(ETHERNET - HEADER)),
         *(("loss", f"{link.loss * 100:g}%") if link.loss else ()),
     ]
 

@@ -188,7 +188,7 @@ def test_a_busy_machine_marks_a_run() -> None:
 # -- commands ----------
 def test_netem_is_told_the_links_promises() -> None:
     words = " ".join(wire.netem_argv(LINKS["1g-80ms-loss"]))
-    assert words == "tc qdisc add dev wan0 root netem limit 11000 delay 40ms rate 1000000000bit loss 0.05%"
+    assert words == "tc qdisc add dev wan0 root netem limit 10000 delay 40ms rate 1000000000bit 24 loss 0.05%"
     assert "loss" not in wire.netem_argv(LINKS["200m-80ms"])
 
 
