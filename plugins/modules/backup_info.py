@@ -26,6 +26,14 @@ options:
   fingerprint:
     description: As O(cluster_id), named by the fingerprint of any of its generations.
     type: str
+  require:
+    description:
+      - Parts that a backup needs to be complete beside its data (M(kmsops.fortanix_dsm.backup_part)).
+      - What lacks one is listed as incomplete.
+    type: list
+    elements: str
+    choices: [config, secrets]
+    default: []
   details:
     description: Describe each backup with every key of its manifest. V(false) only lists them, which is much faster.
     type: bool
@@ -77,6 +85,12 @@ backups:
     state:
       description: V(published), V(incomplete) (no manifest), V(failed), or V(removing) (pruned, not gone yet).
       type: str
+    complete:
+      description: Whether every part that O(require) names is there.
+      type: bool
+    parts:
+      description: The state of each part, V(ok), V(missing) or V(failed).
+      type: dict
     published:
       description: Whether it is published and its manifest is understood.
       type: bool
@@ -140,6 +154,7 @@ def argument_spec() -> dict[str, t.Any]:
         "store": {"type": "path", "required": True},
         "cluster_id": {"type": "str"},
         "fingerprint": {"type": "str"},
+        "require": {"type": "list", "elements": "str", "choices": ["config", "secrets"], "default": []},
         "details": {"type": "bool", "default": True},
     }
 
@@ -148,7 +163,7 @@ def body(shell: Shell) -> Outcome:
     """Read the catalogue."""
     params = shell.params
     cluster = (params["cluster_id"] or "", params["fingerprint"] or "")
-    return Outcome(False, **info(params["store"], *cluster, details=params["details"]))
+    return Outcome(False, **info(params["store"], *cluster, details=params["details"], require=params["require"]))
 
 
 def main() -> None:

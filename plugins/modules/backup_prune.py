@@ -71,6 +71,14 @@ options:
     description: How long an unfinished transfer may rest, in seconds.
     type: float
     default: 604800
+  require:
+    description:
+      - Parts that a backup needs to be complete beside its data (M(kmsops.fortanix_dsm.backup_part)).
+      - A copy that lacks one does not count as verified.
+    type: list
+    elements: str
+    choices: [config, secrets]
+    default: []
   metrics:
     description:
       - Write an OpenMetrics text file for a node exporter's textfile directory, C(/var/lib/node_exporter/dsm.prom) for
@@ -223,6 +231,7 @@ def argument_spec() -> dict[str, t.Any]:
         "need": {"type": "int"},
         "headroom": {"type": "float", "default": 0.1},
         "incoming_grace": {"type": "float", "default": 604800},
+        "require": {"type": "list", "elements": "str", "choices": ["config", "secrets"], "default": []},
         "metrics": {"type": "path"},
         "run_id": {"type": "str", "default": ""},
         **accept_spec(),
@@ -243,6 +252,7 @@ def body(shell: Shell) -> Outcome:
         incoming_grace=params["incoming_grace"],
         accept=params["accept"],
         metrics=params["metrics"],
+        require=params["require"],
         run_id=params["run_id"],
     )
     result = prune(store, request, shell.check_mode)

@@ -59,6 +59,14 @@ options:
       - Absent means that the source it was pulled from is enough.
     type: str
     choices: [by_template]
+  require:
+    description:
+      - Parts that a backup needs to be complete beside its data (M(kmsops.fortanix_dsm.backup_part)).
+      - Every byte of the newest bundle of each is read too. What lacks one fails with the soft reason V(INCOMPLETE).
+    type: list
+    elements: str
+    choices: [config, secrets]
+    default: []
   slice:
     description:
       - Read only one slice of all files, C(n/t), for example V(3/7). Any t runs with all values of n read everything.
@@ -193,6 +201,7 @@ def argument_spec() -> dict[str, t.Any]:
         "grace": {"type": "float", "default": 3600},
         "min_ratio": {"type": "float", "default": 0},
         "provenance": {"type": "str", "choices": ["by_template"]},
+        "require": {"type": "list", "elements": "str", "choices": ["config", "secrets"], "default": []},
         "slice": {"type": "str"},
         "metrics": {"type": "path"},
         "report_only": {"type": "bool", "default": False},
@@ -218,7 +227,7 @@ def request_of(params: dict[str, t.Any], check_mode: bool) -> VerifyRequest:
             reasons.append(Reason("BAD_NUMBER", f"{name} is {params[name]:g}: it cannot be negative."))
     if reasons:
         raise Refused("This cannot be asked.", reasons[0].code, "Correct the options.", reasons=reasons)
-    names = ("ids", "newest", "max_age", "grace", "min_ratio", "provenance", "run_id")
+    names = ("ids", "newest", "max_age", "grace", "min_ratio", "provenance", "require", "run_id")
     chosen = {name: params[name] for name in names}
     return VerifyRequest(turn=turn, turns=turns, schedule=schedule, record=not check_mode, **chosen)
 

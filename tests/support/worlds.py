@@ -566,6 +566,17 @@ class BackupPrune(World):
         self.params = {"store": str(self.store), "keep": 2, "max_copies": 3, "run_id": "run-1"}
 
 
+class BackupPart(_WithBackup):
+    module = "backup_part"
+    refused = {"src": "/dev/null"}
+
+    def make(self) -> None:
+        super().make()
+        bundle = self.root / "config.yaml.cms"
+        bundle.write_bytes(b"-----BEGIN CMS-----\nMIIB\n-----END CMS-----\n")
+        self.params.update(part="config", src=str(bundle), run_id="run-1")
+
+
 class BackupPin(_WithBackup):
     module = "backup_pin"
     refused = {"id": "no-such-backup"}
@@ -597,7 +608,7 @@ class LedgerAppended(_WithBackup):
 
 
 WORLDS: list[type[World]] = [
-    BackupConfig, BackupInfo, BackupPin, BackupPrune, BackupRun, BackupShip, BackupVerify, CanaryPresent, CanaryWritten,
-    ClusterCreate, ClusterInfo, ClusterJoin, ClusterRemove, ClusterReset, ClusterWaitFor, DatacenterLabel, HealthInfo,
-    JoinToken, JoinTokenAbsent, LedgerAppended, LedgerRead, Restore,
+    BackupConfig, BackupInfo, BackupPart, BackupPin, BackupPrune, BackupRun, BackupShip, BackupVerify, CanaryPresent,
+    CanaryWritten, ClusterCreate, ClusterInfo, ClusterJoin, ClusterRemove, ClusterReset, ClusterWaitFor,
+    DatacenterLabel, HealthInfo, JoinToken, JoinTokenAbsent, LedgerAppended, LedgerRead, Restore,
 ]  # fmt: skip

@@ -14,7 +14,9 @@ import typing as t
 
 from .._core import ledger
 from .._core.openability import classify, copy_of
+from .._core.parts import missing
 from ._keeping import Kept, keep, last_full_read
+from ._parts import states
 from ._ship import describe
 from ._store import ClusterStore, identities
 
@@ -30,7 +32,9 @@ _LISTED = (
 )
 
 
-def info(root: str, cluster_id: str, fingerprint: str, details: bool = True) -> dict[str, t.Any]:
+def info(
+    root: str, cluster_id: str, fingerprint: str, details: bool = True, require: t.Sequence[str] = ()
+) -> dict[str, t.Any]:
     """Return values of ``backup_info``. Raises ``Refused`` (STORE_MISSING, UNKNOWN_CLUSTER) or ``Unreadable``."""
     if cluster_id or fingerprint:
         stores = [ClusterStore.require(root, cluster_id=cluster_id, fingerprint=fingerprint)]
@@ -41,7 +45,10 @@ def info(root: str, cluster_id: str, fingerprint: str, details: bool = True) -> 
     clusters = []
     for store in stores:
         folded = ledger.fold(store.ledger.chain().events)
-        backups.extend(_described(store, one, folded, details) for one in keep(store, folded, store.entries()))
+        parts = states(store)
+        backups.extend(
+            _described(store, one, folded, details, parts, require) for one in keep(store, folded, store.entries())
+        )
         incoming.extend(store.incoming())
         clusters.append(
             {
@@ -52,14 +59,25 @@ def info(root: str, cluster_id: str, fingerprint: str, details: bool = True) -> 
     return {"clusters": clusters, "backups": backups, "incoming": incoming, "table": table(backups)}
 
 
-def _described(store: ClusterStore, one: Kept, folded: ledger.Folded, details: bool) -> dict[str, t.Any]:
+def _described(
+    store: ClusterStore,
+    one: Kept,
+    folded: ledger.Folded,
+    details: bool,
+    parts: t.Mapping[str, t.Mapping[str, str]],
+    require: t.Sequence[str],
+) -> dict[str, t.Any]:
     entry = one.entry
     said = one.notes.as_dict()
+    found = dict(parts.get(entry.manifest.fingerprint, {}) if entry.manifest is not None else {})
+    lacks = missing(found, require)
     common = {
         "id": entry.id,
         "cluster_id": store.identity.cluster_id,
         "state": entry.state,
         "published": entry.manifest is not None,
+        "complete": entry.manifest is not None and not lacks,
+        "parts": {"data": "ok" if entry.manifest is not None else "failed", **found},
         "verdict": one.verdict,
         "verified": one.verdict == "ok",
         "verified_at": one.verified_at,
@@ -67,7 +85,7 @@ def _described(store: ClusterStore, one: Kept, folded: ledger.Folded, details: b
         "pin": said["pin"],
         "released": said["released"],
         "notes": said["notes"],
-        "reasons": [{"code": item.code, "message": item.message} for item in one.problems],
+        "reasons": [{"code": item.code, "message": item.message} for item in [*one.problems, *lacks]],
     }
     if entry.manifest is None:
         return common
@@ -85,6 +103,10 @@ def _described(store: ClusterStore, one: Kept, folded: ledger.Folded, details: b
     return {**described, **common, "path": os.path.join(data, archive) if archive else data}
 
 
+def _shown(item: t.Mapping[str, t.Any]) -> str:
+    return str(item["state"]) if item["complete"] or not item["published"] else "incomplete"
+
+
 def table(backups: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
     """Lines of a table: id, size, state, verdict, start of the snapshot, pin, worth to each node."""
     rows = [("BACKUP", "BYTES", "STATE", "VERDICT", "SNAPSHOT STARTED", "PIN", "WORTH TO")]
@@ -94,6 +116,6 @@ def table(backups: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
         started = item.get("snapshot_started") or "unknown"
         pin = item["pin"]["who"] if item["pin"] else "-"
         last = "; ".join(filter(None, (worth, why)))
-        rows.append((item["id"], str(item.get("bytes", "-")), item["state"], item["verdict"], started, pin, last))
+        rows.append((item["id"], str(item.get("bytes", "-")), _shown(item), item["verdict"], started, pin, last))
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     return ["  ".join([*(row[column].ljust(widths[column]) for column in range(6)), row[6]]).rstrip() for row in rows]

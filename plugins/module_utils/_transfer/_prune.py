@@ -20,10 +20,12 @@ import typing as t
 from dataclasses import dataclass, field
 
 from .._core import ledger, retention
+from .._core.parts import missing
 from .._core.strict import Problem, utc_text
 from .._errors import DsmError, Reason, Refused, refuse_unless_accepted
 from . import _metrics
 from ._keeping import items, keep, lacking, lost_history, members, remains, tree_bytes
+from ._parts import states
 from ._store import Checkpoint, ClusterStore, Entry, as_reasons, no_checkpoint, remove_tree
 
 
@@ -38,6 +40,7 @@ class PruneRequest:
     incoming_grace: float = 604800.0
     accept: t.Sequence[str] = ()
     metrics: str | None = None
+    require: t.Sequence[str] = ()
     run_id: str = ""
     checkpoint: Checkpoint = no_checkpoint
 
@@ -216,6 +219,8 @@ class _Run:
         )
         folded = ledger.fold(chain.events)
         found = items(self.store, keep(self.store, folded, entries), folded, now)
+        if self.request.require:
+            found = self._complete(found, entries)
         by_id = {entry.id: entry for entry in entries}
         self.policy = policy = self.request.policy._replace(need=self._need(entries))
         looked_at: set[str] = set()
@@ -239,6 +244,19 @@ class _Run:
                 for problem in wrecks.values()
             )
             found = [one._replace(verdict="failed") if one.id in wrecks else one for one in found]
+
+    def _complete(self, found: t.Iterable[retention.Item], entries: t.Iterable[Entry]) -> list[retention.Item]:
+        """Copies that lack a required part do not count as verified (F06)."""
+        known = states(self.store)
+        lacking_one = {
+            entry.id
+            for entry in entries
+            if entry.manifest is not None and missing(known.get(entry.manifest.fingerprint, {}), self.request.require)
+        }
+        return [
+            one._replace(verdict="unverified") if one.id in lacking_one and one.verdict == "ok" else one
+            for one in found
+        ]
 
     def _need(self, entries: t.Sequence[Entry]) -> int:
         if self.request.need is not None:

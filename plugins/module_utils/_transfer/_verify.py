@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 from .._core import freshness, ledger, rotation
 from .._core.cron import Schedule
 from .._core.manifest import FileEntry, Manifest
+from .._core.parts import missing
 from .._core.strict import Problem, utc_text
 from .._errors import DsmError, Reason
 from . import _structure
 from ._keeping import lost_history, read_reads, tampered
+from ._parts import states
 from ._store import ClusterStore, Entry, read_bytes, write_atomically
 
 _PIECE = 1 << 20
@@ -84,6 +86,7 @@ class VerifyRequest:
     grace: float = 0.0
     min_ratio: float = 0.0
     provenance: str | None = None
+    require: t.Sequence[str] = ()
     run_id: str = ""
     record: bool = True
 
@@ -99,6 +102,7 @@ def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
     folded = ledger.fold(chain.events)
     result = VerifyResult(turn=_turn(store, request))
     _judge_store(request, published, folded, result)
+    _judge_parts(store, request, published, result)
     _judge_ledger(store, chain, published, folded, result)
     if request.ids:
         chosen = [entries.get(name) or _absent(name) for name in request.ids]
@@ -267,6 +271,25 @@ def _judge_store(
                     hard=False,
                 )
             )
+
+
+def _judge_parts(
+    store: ClusterStore, request: VerifyRequest, published: t.Sequence[Entry], result: VerifyResult
+) -> None:
+    """What a recovery needs beside the data, for every generation that has backups."""
+    if not request.require:
+        return
+    found = states(store, read=True)
+    for fingerprint in {entry.manifest.fingerprint: None for entry in published if entry.manifest is not None}:
+        result.reasons.extend(
+            Reason(
+                problem.code,
+                f"the backups of generation {fingerprint[:16]} are incomplete: {problem.message}.",
+                "Make the bundle again and store it with module backup_part.",
+                hard=False,
+            )
+            for problem in missing(found.get(fingerprint, {}), request.require)
+        )
 
 
 def _some(names: t.Sequence[str]) -> str:
