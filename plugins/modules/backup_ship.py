@@ -351,7 +351,7 @@ resent:
   description:
     - Bytes among them that may have been transferred before, by a run or a connection that died, and of ranges that
       turned out to be damaged.
-  returned: state is published
+  returned: success
   type: int
 seconds:
   description: Time that the transfers took.
@@ -359,11 +359,11 @@ seconds:
   type: float
 workers:
   description: Most connections that were used in parallel.
-  returned: state is published
+  returned: success
   type: int
 peak_rss:
   description: Peak memory of all processes of the transfer in bytes; what they share is counted once.
-  returned: state is published
+  returned: success
   type: int
 accepted:
   description: Soft reasons that O(accept) let pass.
@@ -491,8 +491,11 @@ def _staged(shell: Shell) -> Outcome:
         after={"staged": directory},
         cluster_id=result.staged["cluster_id"],
         staged=result.staged,
-        bytes=result.bytes,
+        bytes=result.report.bytes,
+        resent=result.report.resent,
         seconds=result.seconds,
+        workers=result.report.workers,
+        peak_rss=result.report.peak_rss,
     )
 
 

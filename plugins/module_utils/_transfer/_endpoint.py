@@ -20,6 +20,7 @@ import typing as t
 from dataclasses import dataclass
 
 from .._errors import DsmError, Refused
+from ._push import SftpWriter
 from ._reader import Due, LocalReader, Reader, SftpReader
 from ._sftp import Attributes, ProtocolError, Sftp
 from ._ssh import Connection, SshTarget, connect
@@ -61,6 +62,9 @@ class Endpoint(t.Protocol):
     def reader(self, due: Due | None) -> Reader:
         """A new reader; ``due`` is asked before bytes are (see :class:`Stream`)."""
 
+    def writer(self, due: Due | None) -> Reader:
+        """A new writer, the other direction of a reader."""
+
     @property
     def patience(self) -> float:
         """How long (s) a reader may receive nothing before it is given up."""
@@ -81,6 +85,9 @@ class LocalEndpoint:
 
     def reader(self, due: Due | None) -> Reader:
         return LocalReader(due)
+
+    def writer(self, due: Due | None) -> Reader:
+        raise NotImplementedError("bytes are pushed to other hosts only")
 
     @property
     def patience(self) -> float:
@@ -106,6 +113,9 @@ class SftpEndpoint:
 
     def reader(self, due: Due | None) -> Reader:
         return SftpReader(connect(self.target), due)
+
+    def writer(self, due: Due | None) -> Reader:
+        return SftpWriter(connect(self.target), due)
 
     @property
     def patience(self) -> float:

@@ -62,7 +62,8 @@ class TransferPlan:
     """What to pull and how.
 
     ``directory`` receives the files, ``journal`` (a file) remembers the ranges that landed. ``rate_limit`` in bytes a
-    second, 0: none. ``workers`` is the upper bound of connections.
+    second, 0: none. ``workers`` is the upper bound of connections. With ``push`` the files are in ``directory`` and go
+    to the endpoint (``Item.source`` is their path there, in directories that exist), and nothing is journalled.
     """
 
     endpoint: Endpoint
@@ -72,6 +73,7 @@ class TransferPlan:
     workers: int = 8
     rate_limit: float = 0.0
     attempts: int = _policy.ATTEMPTS
+    push: bool = False
 
     @property
     def bytes(self) -> int:
@@ -189,7 +191,8 @@ class _WholeHash:
             self._range(item, *self._landed.pop((self._file, self._at)))
         if self._at == item.attributes.size:
             self._open(item)
-            os.fsync(self._descriptor)
+            if not self._transfer.push:
+                os.fsync(self._descriptor)
             self.sha256[item.path] = self._hash.hexdigest()
             self.close()
             self._file, self._at, self._hash = self._file + 1, 0, hashlib.sha256()
@@ -256,7 +259,7 @@ class _Transfer:
         try:
             self.plan = self._prepare()
             self.whole = _WholeHash(self.transfer, self.plan)
-            with open(self.transfer.journal, "ab", buffering=0) as self.journal:
+            with open(self.transfer.journal or os.devnull, "ab", buffering=0) as self.journal:
                 self._go()
         except (DsmError, OSError):
             self._rest()
@@ -292,6 +295,9 @@ class _Transfer:
     # -- before the first byte --------------------------------------------------------------------------------------
     def _prepare(self) -> Plan:
         """Make every file, and claim what the journal says has landed."""
+        sizes = [item.attributes.size for item in self.transfer.items]
+        if self.transfer.push:
+            return Plan(sizes)
         made = set()
         self._wait_for_orphans()
         for item in self.transfer.items:
@@ -309,7 +315,6 @@ class _Transfer:
         self._rewrite_journal(landed, begun)
         # What a run that died had begun to receive, and nobody knows how far.
         self.report.resent = sum(piece.length for item in self.transfer.items for piece in begun.get(item.path, ()))
-        sizes = [item.attributes.size for item in self.transfer.items]
         return Plan(sizes, [landed.get(item.path, []) for item in self.transfer.items])
 
     def _wait_for_orphans(self) -> None:
@@ -406,7 +411,13 @@ class _Transfer:
         for index, member in enumerate(resting[: wanted - len(self.lines)]):
             self.lines[member.number] = _Line(spoke=now)
             member.send(
-                Job(self.transfer.endpoint, self.transfer.items, self.transfer.directory, self.transfer.rate_limit)
+                Job(
+                    self.transfer.endpoint,
+                    self.transfer.items,
+                    self.transfer.directory,
+                    self.transfer.rate_limit,
+                    self.transfer.push,
+                )
             )
             self._feed(member)
             member.send(Connect(index * _policy.STAGGER))

@@ -96,6 +96,8 @@ def stage_request(options: Options) -> StageRequest:
         target=_target(push, options),
         path=push["path"].rstrip("/") or "/",
         headroom=options["headroom"],
+        workers=options["workers"],
+        rate_limit=float(options["rate_limit"] or 0),
     )
 
 

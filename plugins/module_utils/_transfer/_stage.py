@@ -22,7 +22,11 @@ from .._core import ledger
 from .._core import manifest as manifests
 from .._core.manifest import FileEntry, Manifest
 from .._errors import DsmError, Refused, Unreadable
-from ._sftp import EndOfFile, ProtocolError, Sftp
+from ._discover import Item
+from ._endpoint import SftpEndpoint
+from ._pool import Pool
+from ._pull import TransferPlan, TransferReport, pull
+from ._sftp import Attributes, EndOfFile, ProtocolError, Sftp
 from ._ship import describe
 from ._ssh import SshTarget, connect
 from ._store import ClusterStore
@@ -41,15 +45,17 @@ class StageRequest:
     target: SshTarget
     path: str
     headroom: float = 0.1
+    workers: int = 8
+    rate_limit: float = 0.0
 
 
 @dataclass
 class StageResult:
-    """Where it is now, and what was sent (bytes, s)."""
+    """Where it is now, and what the transfer did; ``seconds`` with everything that was read back."""
 
     staged: dict[str, t.Any] = field(default_factory=dict)
     changed: bool = False
-    bytes: int = 0
+    report: TransferReport = field(default_factory=TransferReport)
     seconds: float = 0.0
 
 
@@ -80,6 +86,14 @@ def stage(request: StageRequest, check_mode: bool) -> StageResult:
     backup_id = newest(store) if request.id == "newest" else request.id
     store.published(backup_id)
     started = time.monotonic()
+    # The workers come first: nothing that has connections or threads may be forked.
+    with Pool(0 if check_mode else request.workers) as pool:
+        result = _staged(request, store, backup_id, pool, check_mode)
+    result.seconds = round(time.monotonic() - started, 3)
+    return result
+
+
+def _staged(request: StageRequest, store: ClusterStore, backup_id: str, pool: Pool, check_mode: bool) -> StageResult:
     connection = connect(request.target)
     try:
         with contextlib.closing(connection), store.reading(backup_id):
@@ -90,7 +104,8 @@ def stage(request: StageRequest, check_mode: bool) -> StageResult:
                 result.changed = True
                 push.check_room()
                 if not check_mode:
-                    result.bytes = push.send()
+                    result.report = push.send(pool)
+            return result
     except (EOFError, ProtocolError) as error:
         raise connection.lost(error) from None
     except OSError as error:
@@ -101,8 +116,6 @@ def stage(request: StageRequest, check_mode: bool) -> StageResult:
                 "Give a directory that the user may write and that has room for the backup.",
             ) from None
         raise connection.lost(error) from None
-    result.seconds = round(time.monotonic() - started, 3)
-    return result
 
 
 class _Push:
@@ -188,63 +201,74 @@ class _Push:
             "Remove backups that were staged before, or name another directory.",
         )
 
-    def send(self) -> int:
-        """Push into a hidden directory, rename it when everything is there. Returns the bytes sent."""
+    def send(self, pool: Pool) -> TransferReport:
+        """Push into a hidden directory, rename it when everything is there."""
+        items = tuple(self._item(entry) for entry in self.manifest.files)
         self._make(self.request.path)
         self._remove(self.partial)
         self.sftp.mkdir(self.partial)
         self.sftp.mkdir(posixpath.join(self.partial, "data"))
         made = {""}
-        sent = 0
         try:
+            for item in items:
+                self._make_parents(posixpath.dirname(item.path), made)
+                if not item.attributes.size:
+                    self._write(item.source, [])
+            report = pull(
+                TransferPlan(
+                    endpoint=SftpEndpoint(self.request.target),
+                    items=items,
+                    directory=self.source,
+                    journal="",
+                    workers=self.request.workers,
+                    rate_limit=self.request.rate_limit,
+                    push=True,
+                ),
+                pool=pool,
+            )
             for entry in self.manifest.files:
-                self._make_parents(posixpath.dirname(entry.path), made)
-                self._send_file(entry)
-                sent += entry.size
+                if report.sha256[entry.path] != entry.sha256:
+                    raise self._damaged(entry)
             self._write(posixpath.join(self.partial, "manifest.json"), [self.document])
-        except OSError as error:
-            if error.errno == errno.EIO:
-                space = self.sftp.space(self.request.path)
-                if space is not None and space.bytes < _PIECE:
-                    self._remove(self.partial)
-                    raise self._full("the disk filled up while it was written") from None
-            raise
-        except DsmError:
+        except (DsmError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EIO:
+                raise
+            full = self._filled_up()
             self._remove(self.partial)
+            if full is not None:
+                raise full from None
             raise
         self._remove(self.target)
         self.sftp.rename(self.partial, self.target)
-        return sent
+        return report
+
+    def _filled_up(self) -> Refused | None:
+        """The error for a full disk of the node, if that is what it is: SFTP has no word for it."""
+        space = self.sftp.space(self.request.path)
+        return None if space is None or space.bytes >= _PIECE else self._full("its disk filled up")
+
+    def _item(self, entry: FileEntry) -> Item:
+        """One file to push, if the store has it in full."""
+        try:
+            status = os.lstat(os.path.join(self.source, entry.path))
+        except OSError:
+            raise self._damaged(entry) from None
+        if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
+            raise self._damaged(entry)
+        return Item(self._at(self.partial, entry), entry.path, Attributes(entry.size, status.st_mode, entry.mtime))
+
+    def _damaged(self, entry: FileEntry) -> Unreadable:
+        return Unreadable(
+            f"The copy of {self.manifest.id} in the store is damaged: {entry.path} is not what was published.",
+            "CORRUPT",
+            "Run backup_verify, and stage another backup.",
+        )
 
     def _make_parents(self, directory: str, made: set[str]) -> None:
         if directory not in made:
             self._make_parents(posixpath.dirname(directory), made)
             self.sftp.mkdir(posixpath.join(self.partial, "data", directory))
             made.add(directory)
-
-    def _send_file(self, entry: FileEntry) -> None:
-        whole = hashlib.sha256()
-        path = os.path.join(self.source, entry.path)
-
-        def pieces() -> t.Iterator[bytes]:
-            with open(path, "rb") as file:
-                while True:
-                    piece = file.read(_PIECE)
-                    if not piece:
-                        return
-                    whole.update(piece)
-                    yield piece
-
-        try:
-            sent = self._write(self._at(self.partial, entry), pieces())
-        except FileNotFoundError:
-            sent = -1
-        if sent != entry.size or whole.hexdigest() != entry.sha256:
-            raise Unreadable(
-                f"The copy of {self.manifest.id} in the store is damaged: {entry.path} is not what was published.",
-                "CORRUPT",
-                "Run backup_verify, and stage another backup.",
-            )
 
     def _write(self, path: str, pieces: t.Iterable[bytes]) -> int:
         handle = self.sftp.open_write(path)

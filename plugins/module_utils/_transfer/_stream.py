@@ -14,6 +14,7 @@ is bounded (``budget``), and that bounds the memory.
 from __future__ import annotations
 
 import collections
+import errno
 import hashlib
 import os
 import struct
@@ -40,15 +41,17 @@ class LocalFault(Exception):
 
 
 class Landing:
-    """One range on its way to the disk: written at its place, hashed in order."""
+    """One range on its way: onto this disk, written at its place and hashed in order; or from it to a node."""
 
     def __init__(self, number: int, file: int, offset: int, length: int, path: str) -> None:
         self.number, self.file = number, file
-        self.end = offset + length
-        #: up to where bytes were written and hashed, and up to where they were asked for
+        self.offset, self.end = offset, offset + length
+        #: up to where bytes were moved and hashed, and up to where they were asked for
         self.at = self.asked = offset
         self.length = length
         self.hash = hashlib.sha256()
+        #: writes that a node has not confirmed
+        self.pending = 0
         self._path = path
         self._descriptor = -1
         self._early: dict[int, bytes] = {}
@@ -57,6 +60,11 @@ class Landing:
         """The connection is a new one: go on where the bytes that are here end."""
         self.asked = self.at
         self._early.clear()
+
+    def restart(self) -> None:
+        """The connection is a new one, and what the old one delivered to the node is not known."""
+        self.at, self.pending = self.offset, 0
+        self.hash = hashlib.sha256()
 
     def write(self, position: int, piece: memoryview) -> None:
         """Take bytes. What comes before its turn waits; requests are bounded, so that is too."""
@@ -69,8 +77,7 @@ class Landing:
 
     def _put(self, piece: memoryview) -> None:
         try:
-            if self._descriptor < 0:
-                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._open(os.O_WRONLY)
             written = os.pwrite(self._descriptor, piece, self.at)
             while written < len(piece):
                 written += os.pwrite(self._descriptor, piece[written:], self.at + written)
@@ -78,6 +85,23 @@ class Landing:
             raise LocalFault(error) from None
         self.hash.update(piece)
         self.at += len(piece)
+
+    def read(self, length: int) -> bytes:
+        """The next bytes from this disk, at most ``length``."""
+        try:
+            self._open(os.O_RDONLY)
+            piece = os.pread(self._descriptor, min(length, self.end - self.at), self.at)
+            if not piece:
+                raise OSError(errno.EIO, "it is shorter than it was", self._path)
+        except OSError as error:
+            raise LocalFault(error) from None
+        self.hash.update(piece)
+        self.at += len(piece)
+        return piece
+
+    def _open(self, how: int) -> None:
+        if self._descriptor < 0:
+            self._descriptor = os.open(self._path, how | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Close the file; harmless if it is not open."""

@@ -48,6 +48,7 @@ class Job:
     items: tuple[Item, ...]
     directory: str
     rate: float
+    push: bool = False
 
 
 @dataclass(frozen=True)
@@ -312,7 +313,7 @@ class Worker:
         if self._reader is None:
             rate = job.rate
             due = (lambda count: self._pace.due(count, rate)) if rate else None
-            self._reader = job.endpoint.reader(due)
+            self._reader = job.endpoint.writer(due) if job.push else job.endpoint.reader(due)
             self._endpoint = job.endpoint
             self._reported = 0
             for landing in self._landings.values():

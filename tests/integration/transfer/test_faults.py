@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _policy, _pull, _ranges
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _policy, _pull, _ranges, _stage
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import (
     FINGERPRINT,
@@ -902,3 +902,69 @@ def test_f14_leftovers_of_a_source_that_is_gone_are_cleared(site: Site, small_ra
     result = site.run()
     assert [item["id"][:8] for item in result.backups] == ["00000002"]
     assert not list((site.cluster / "incoming").iterdir())
+
+
+# -- to the node -----------------------------------------------------------------------------------------------------
+
+
+def staging(site: Site, target: Path, **login: Any) -> dict[str, Any]:
+    return {
+        "state": "staged",
+        "store": str(site.store),
+        "cluster_id": FINGERPRINT[:16],
+        "id": "newest",
+        "push": site.sshd.login(path=str(target), **login),
+    }
+
+
+def test_f11_staging_over_a_link_that_is_cut(
+    site: Site, proxy: Callable[..., Proxy], small_ranges: None, impatient: None
+) -> None:
+    path = big(site, 8 * MEBI)
+    site.ship()
+    target = site.store.parent / "node"
+    numbers: dict[int, int] = {}
+
+    def cut(seen: int, data: bytes) -> bytes | None:
+        # Not the first connection, which decides; of the others the first six end when a few writes were confirmed.
+        me = threading.get_ident()
+        if not seen:
+            numbers[me] = link.connections
+        return None if 2 <= numbers[me] <= 7 and seen > 4_500 else data
+
+    link = proxy(site.sshd.port, cut)
+    source = through(site, link)
+    result = run_module("backup_ship", staging(site, target, port=link.port, known_hosts=source["known_hosts"]))
+    assert result.changed and result.workers == 2 and link.connections >= 8, result.output
+    assert (target / result.staged["id"] / "data" / path.name).read_bytes() == path.read_bytes()
+    assert not run_module("backup_ship", staging(site, target)).changed
+
+
+def test_f13_a_node_that_fills_up_while_bytes_land(
+    site: Site, tiny: Callable[[int], None], tmp_path: Path, small_ranges: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big(site)
+    store = tmp_path / "elsewhere"
+    store.mkdir()
+    shipped = site.ship(store=str(store))
+    tiny(2048)
+    args = {**staging(site, site.store / "restore"), "store": str(store)}
+    monkeypatch.setattr(_stage._Push, "check_room", lambda _push: None)
+    result = run_module("backup_ship", args)
+    assert result.error_code == "NODE_FULL" and result.remedy, result.output
+    assert shipped.changed and not list((site.store / "restore").iterdir()), "what had landed is removed"
+
+
+def test_a_tree_with_empty_files_is_staged_as_it_is(site: Site) -> None:
+    top = site.source / "t"
+    (top / "a" / "b").mkdir(parents=True)
+    for number in range(40):
+        (top / "a" / f"file {number}").write_bytes(os.urandom(number))
+    (top / "a" / "b" / "-x").write_bytes(b"x")
+    for path in top.rglob("*"):
+        site.at(path, 600)
+    shipped = site.ship(accept=["ZERO_LENGTH_PART"])
+    assert shipped.changed, shipped.output
+    target = site.store.parent / "node"
+    staged = run_module("backup_ship", staging(site, target))
+    assert tree(target / staged.staged["id"] / "data") == tree(top)
