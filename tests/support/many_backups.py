@@ -13,6 +13,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import c
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import manifest as manifests
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_text
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ship import shipped_data
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 
 FINGERPRINT = hashlib.sha256(b"the production cluster").hexdigest()
 CLUSTER = FINGERPRINT[:16]
@@ -110,8 +111,10 @@ class Filler:
 
 
 def fill_store(root: Path | str, count: int) -> str:
-    """A store of ``count`` verified backups below ``root`` (which exists); returns the cluster id."""
+    """A store of ``count`` verified backups, as a run of verification left it; returns the cluster id."""
     filler = Filler(Path(root), count)
     for _index in range(count):
         filler.publish()
-    return filler.close().cluster_id
+    filler.close()
+    ClusterStore.require(str(root)).refresh_index()
+    return filler.cluster_id

@@ -125,6 +125,42 @@ def parse_identity(data: bytes, directory: str) -> StoreIdentity:
     return StoreIdentity(value["cluster_id"], tuple(generations))
 
 
+@dataclass(frozen=True)
+class Index:
+    """Which bytes the strict readers accepted before: SHA-256 of each manifest, and of the ledger's first bytes.
+
+    It is only a cache. Every byte is read and hashed again; what differs by one bit is read strictly.
+    """
+
+    manifests: Mapping[str, str]
+    ledger_bytes: int
+    ledger_sha256: str
+
+
+NO_INDEX = Index({}, 0, "")
+#: To be counted up when a reader becomes stricter: what an older one accepted is then read again.
+_RULES = 1
+
+
+def dump_index(index: Index) -> bytes:
+    """The bytes of ``index.json``."""
+    value: dict[str, Any] = {"rules": _RULES, **asdict(index)}
+    value["checksum"] = digest(value)
+    return (json.dumps(value) + "\n").encode("ascii")
+
+
+def parse_index(data: bytes) -> Index:
+    """The inverse; nothing is known where it is not understood."""
+    try:
+        value = load(data, "index.json")
+        checksum, rules = value.pop("checksum", None), value.get("rules")
+        if checksum != digest(value) or rules != _RULES or isinstance(rules, bool):
+            return NO_INDEX
+        return Index(value["manifests"], value["ledger_bytes"], value["ledger_sha256"])
+    except (Invalid, KeyError):
+        return NO_INDEX
+
+
 def next_id(seen: Iterable[str], newest_mtime: int) -> str:
     """The id of the next backup: one more than every number ever seen, and the delivery's time for people to read."""
     numbers = [int(match.group(1)) for match in map(BACKUP_ID.match, seen) if match]

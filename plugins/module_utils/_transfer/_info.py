@@ -21,15 +21,7 @@ from ._ship import describe
 from ._store import ClusterStore, identities
 
 #: What a list says of each backup; the rest is said by its description.
-_LISTED = (
-    "sequence",
-    "bytes",
-    "generation",
-    "version",
-    "published_at",
-    "snapshot_started",
-    "digest",
-)
+_LISTED = ("sequence", "bytes", "version", "published_at", "snapshot_started")
 
 
 def info(
@@ -71,22 +63,25 @@ def _described(
     said = one.notes.as_dict()
     found = dict(parts.get(entry.manifest.fingerprint, {}) if entry.manifest is not None else {})
     lacks = missing(found, require)
-    common = {
+    common: dict[str, t.Any] = {
         "id": entry.id,
         "cluster_id": store.identity.cluster_id,
         "state": entry.state,
         "published": entry.manifest is not None,
         "complete": entry.manifest is not None and not lacks,
-        "parts": {"data": "ok" if entry.manifest is not None else "failed", **found},
         "verdict": one.verdict,
         "verified": one.verdict == "ok",
-        "verified_at": one.verified_at,
-        "last_full_read": last_full_read(store, entry),
         "pin": said["pin"],
-        "released": said["released"],
-        "notes": said["notes"],
         "reasons": [{"code": item.code, "message": item.message} for item in [*one.problems, *lacks]],
     }
+    if details:
+        common.update(
+            verified_at=one.verified_at,
+            last_full_read=last_full_read(store, entry),
+            parts={"data": "ok" if entry.manifest is not None else "failed", **found},
+            released=said["released"],
+            notes=said["notes"],
+        )
     if entry.manifest is None:
         return common
     proved = frozenset((str(item.get("backup")), str(item.get("node"))) for item in folded.proved)

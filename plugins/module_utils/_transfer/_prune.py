@@ -131,9 +131,8 @@ class _Run:
         result = self.result
         with contextlib.ExitStack() as stack:
             self._begin(stack)
-            result.before = self._seen()
             stale = self._stale()
-            unfinished = self._unfinished(result.before["backups"])
+            unfinished = self._unfinished(self.store.backup_names())
             if not self.check_mode:
                 self._finish(dict.fromkeys(unfinished, ("UNFINISHED",)))
                 for name in stale:
@@ -149,19 +148,20 @@ class _Run:
                         "node, lower keep.",
                     )
                 )
+            going = [*unfinished, *(one.item.id for one in plan.removals)]
+            result.before = {"backups": sorted(going), "incoming": stale}
             if self.check_mode:
-                gone = {*unfinished, *(one.item.id for one in plan.removals)}
                 result.removed = [one.item.id for one in plan.removals]
                 result.cleared = [*unfinished, *stale]
                 result.freed = sum(one.item.bytes for one in plan.removals)
-                result.after = {
-                    "backups": [name for name in result.before["backups"] if name not in gone],
-                    "incoming": [name for name in result.before["incoming"] if name not in stale],
-                }
+                result.after = {"backups": [], "incoming": []}
                 return
             chosen = {one.item.id: [reason.code for reason in one.reasons] for one in plan.removals}
             result.removed = self._finish({name: chosen[name] for name in chosen if self._unpublished(name)})
-            result.after = self._seen()
+            result.after = {
+                "backups": sorted({*going}.intersection(self.store.backup_names())),
+                "incoming": sorted({*stale}.intersection(self.store.incoming())),
+            }
 
     # -- before anything is removed ---------------------------------------------------------------------------------
     def _begin(self, stack: contextlib.ExitStack) -> None:
@@ -180,9 +180,6 @@ class _Run:
             self.store.take_back()
         if taken_over:
             self.result.notes.append(f"Took over the lease of {taken_over}.")
-
-    def _seen(self) -> dict[str, list[str]]:
-        return {"backups": self.store.backup_names(), "incoming": self.store.incoming()}
 
     def _unfinished(self, names: t.Sequence[str]) -> list[str]:
         """Backups whose removal began and did not end."""
@@ -287,6 +284,7 @@ class _Run:
 
     def tell(self) -> None:
         """Remember the policy and write the metrics."""
+        self.store.refresh_index()
         _metrics.remember_policy(self.store, self.policy)
         if self.request.metrics is not None:
             _metrics.write(self.store, self.request.metrics)

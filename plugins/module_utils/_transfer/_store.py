@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import socket
@@ -49,8 +50,15 @@ def as_reasons(problems: t.Iterable[Problem], remedy: str = "") -> list[Reason]:
 def read_bytes(path: str) -> bytes:
     """A whole file. Raises :class:`Unreadable` for anything but its absence."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            pieces = [os.read(descriptor, size + 1)]
+            while len(pieces[-1]) > 0 and sum(map(len, pieces)) != size:
+                pieces.append(os.read(descriptor, 1 << 20))
+            return b"".join(pieces)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -169,7 +177,8 @@ class ClusterStore:
         self.path = os.path.join(root, identity.cluster_id)
         self.backups_path = os.path.join(self.path, "backups")
         self.incoming_path = os.path.join(self.path, "incoming")
-        self.ledger = LedgerFile(os.path.join(self.path, "ledger.jsonl"))
+        self.index = self._read_index()
+        self.ledger = LedgerFile(os.path.join(self.path, "ledger.jsonl"), self.index)
 
     # -- identity ---------------------------------------------------------------------------------------------------
     @classmethod
@@ -280,6 +289,25 @@ class ClusterStore:
         """Every directory of ``backups/``, in the order of ids (sequence, not time)."""
         return [self.entry(name) for name in self.backup_names()]
 
+    def _read_index(self) -> catalogue.Index:
+        try:
+            return catalogue.parse_index(read_bytes(os.path.join(self.path, "index.json")))
+        except (FileNotFoundError, NotADirectoryError, DsmError):
+            return catalogue.NO_INDEX
+
+    def refresh_index(self) -> None:
+        """Remember what the strict readers accept now; failing to is no failure."""
+        manifests_ = {}
+        for entry in self.entries():
+            if entry.manifest is not None:
+                with contextlib.suppress(OSError, DsmError):
+                    data = read_bytes(os.path.join(self.backups_path, entry.id, "manifest.json"))
+                    manifests_[entry.id] = hashlib.sha256(data).hexdigest()
+        index = catalogue.Index(manifests_, *self.ledger.accepted())
+        if index != self.index:
+            with contextlib.suppress(OSError, DsmError):
+                write_atomically(os.path.join(self.path, "index.json"), catalogue.dump_index(index))
+
     def backup_names(self) -> list[str]:
         """Every name in ``backups/``, in order."""
         try:
@@ -295,7 +323,11 @@ class ClusterStore:
             return Entry(name, "failed", None, (problem,))
         try:
             data = read_bytes(os.path.join(directory, "manifest.json"))
-            manifest = manifests.parse(data, cluster_id=self.identity.cluster_id, backup_id=name)
+            known = self.index.manifests.get(name)
+            if known is not None and known == hashlib.sha256(data).hexdigest():
+                manifest = manifests.parse_known(data)
+            else:
+                manifest = manifests.parse(data, cluster_id=self.identity.cluster_id, backup_id=name)
         except FileNotFoundError:
             if os.path.lexists(os.path.join(directory, REMOVED)):
                 return Entry(name, "removing", None, (Problem("REMOVING", f"{name} was pruned, its remains are left"),))
@@ -428,6 +460,15 @@ class ClusterStore:
         finally:
             os.close(descriptor)
 
+    def unmake(self) -> bool:
+        """Take ``store.json`` away again if nothing is beside it; whether that was so. Call it under the lease."""
+        if not set(os.listdir(self.path)) <= {"store.json", "incoming", "lock"} or self.incoming():
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(self.incoming_path)
+        os.unlink(os.path.join(self.path, "store.json"))
+        return True
+
     # -- lease ------------------------------------------------------------------------------------------------------
     @contextlib.contextmanager
     def mutex(self) -> t.Iterator[None]:
@@ -520,15 +561,30 @@ class Lease:
 class LedgerFile:
     """``ledger.jsonl`` on disk."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, index: catalogue.Index = catalogue.NO_INDEX) -> None:
         self.path = path
+        self.index = index
 
     def chain(self) -> ledger.Chain:
         """All events; an absent file has none."""
         try:
-            return ledger.read(read_bytes(self.path))
+            data = read_bytes(self.path)
         except FileNotFoundError:
             return ledger.Chain((), (), 0)
+        known = self.index.ledger_bytes
+        if not 0 < known <= len(data) or hashlib.sha256(data[:known]).hexdigest() != self.index.ledger_sha256:
+            known = 0
+        return ledger.read(data, known)
+
+    def accepted(self) -> tuple[int, str]:
+        """Length and SHA-256 of the ledger if all of it is right; nothing of a broken one."""
+        try:
+            data = read_bytes(self.path)
+        except FileNotFoundError:
+            return 0, ""
+        chain = self.chain()
+        whole = data[: len(data) - chain.torn]
+        return (0, "") if chain.problems or not whole else (len(whole), hashlib.sha256(whole).hexdigest())
 
     def trusted(self) -> ledger.Chain:
         """All events of an unbroken ledger. Raises :class:`Unreadable` (code LEDGER_BROKEN)."""

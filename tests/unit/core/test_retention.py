@@ -378,6 +378,20 @@ def test_next_expiry() -> None:
     assert decide(copies("ok", "ok", "ok"), policy._replace(keep=3, max_age=HOUR / 2), now=now).next_expiry == now
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "keep", "reason", "age"),
+    [
+        (("unverified", "ok", "ok"), 3, "UNVERIFIED", HOUR),
+        (("failed", "ok", "ok"), 3, "NEWEST", HOUR),
+        (("failed", "unverified", "unverified", "ok"), 2, "FEW_VERIFIED", 2 * HOUR),
+    ],
+)
+def test_next_expiry_is_that_of_what_only_waits(verdicts: tuple[str, ...], keep: int, reason: str, age: float) -> None:
+    made = decide(copies(*verdicts), Policy(keep=keep, max_age=DAY), now=T0 + 5 * HOUR)
+    assert stayed(made)["b1"] == [reason]
+    assert made.next_expiry == T0 + 5 * HOUR + DAY - age
+
+
 # -- policies ----------------------------------------------------------------------------------------------------------
 
 
@@ -404,3 +418,7 @@ def test_next_expiry() -> None:
 )
 def test_dangerous_policies_are_named(policy: Policy, codes: list[str]) -> None:
     assert [problem.code for problem in policy_problems(policy)] == codes
+
+
+def test_what_a_policy_means_that_says_nothing_else() -> None:
+    assert Policy(keep=1) == Policy(1, None, None, 0.0, 7 * DAY, 3 * DAY, 0)

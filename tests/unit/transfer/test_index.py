@@ -1,0 +1,126 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The index is only a cache: with it, without it and with a wrong one the catalogue says the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from many_backups import Filler, fill_store
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, manifest
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _store
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
+
+
+@pytest.fixture
+def filler(tmp_path: Path) -> Filler:
+    made = Filler(tmp_path, 4)
+    for verdict in ("ok", "failed", "", "ok"):
+        made.publish(verdict)
+    return made.close()
+
+
+def everything(filler: Filler) -> dict[str, Any]:
+    return info(str(filler.path.parent), "", "")
+
+
+def indexed(filler: Filler) -> Path:
+    ClusterStore.require(str(filler.path.parent)).refresh_index()
+    return filler.path / "index.json"
+
+
+def test_with_an_index_the_same_is_said_and_nothing_is_checked_twice(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = everything(filler)
+    before = indexed(filler).read_bytes()
+    strict: list[str] = []
+    real = manifest.parse
+    monkeypatch.setattr(_store.manifests, "parse", lambda *a, **named: strict.append("") or real(*a, **named))
+    assert everything(filler) == without and strict == []
+    filler.publish("ok")
+    filler.close()
+    assert len(everything(filler)["backups"]) == 5 and len(strict) == 1
+    assert indexed(filler).read_bytes() != before
+    strict.clear()
+    assert everything(filler)["backups"][4]["verdict"] == "ok" and strict == []
+
+
+def test_f23_one_flipped_bit_in_a_manifest_or_the_ledger_is_seen_in_spite_of_the_index(filler: Filler) -> None:
+    indexed(filler)
+    path = filler.backups / filler.ids[0] / "manifest.json"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"5.4.2031")] ^= 1
+    path.write_bytes(data)
+    assert everything(filler)["backups"][0]["reasons"][0]["code"] == "CHECKSUM"
+    book = filler.path / "ledger.jsonl"
+    data = bytearray(book.read_bytes())
+    data[data.index(b"5.4.2031")] ^= 1
+    book.write_bytes(data)
+    (problem,) = ClusterStore.require(str(filler.path.parent)).ledger.chain().problems
+    assert problem.code == "CHAIN"
+
+
+def test_a_ledger_that_lost_its_end_or_grew_a_torn_line(filler: Filler) -> None:
+    indexed(filler)
+    book = filler.path / "ledger.jsonl"
+    whole = book.read_bytes()
+    book.write_bytes(whole + b'{"torn')
+    chain = ClusterStore.require(str(filler.path.parent)).ledger.chain()
+    assert (len(chain.events), chain.torn, chain.problems) == (7, 6, ())
+    book.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))
+    assert len(ClusterStore.require(str(filler.path.parent)).ledger.chain().events) == 3
+
+
+def resealed(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]:
+    def harm(data: bytes) -> bytes:
+        value = json.loads(data)
+        change(value)
+        value.pop("checksum")
+        value["checksum"] = catalogue.digest(value)
+        return json.dumps(value).encode()
+
+    return harm
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda data: b"",
+        lambda data: data[:-30],
+        lambda data: b"{}",
+        lambda data: data.replace(b'"ledger_bytes": ', b'"ledger_bytes": 1'),
+        resealed(lambda value: value.update(rules=2)),
+        resealed(lambda value: value.update(rules=True)),
+        resealed(lambda value: value.pop("manifests")),
+        resealed(lambda value: value.update(ledger_bytes=10**9)),
+        resealed(lambda value: value.update(ledger_bytes=-1)),
+        resealed(lambda value: value.update(manifests={})),
+    ],
+)
+def test_a_bad_index_changes_nothing(filler: Filler, harm: Callable[[bytes], bytes]) -> None:
+    without = everything(filler)
+    path = indexed(filler)
+    path.write_bytes(harm(path.read_bytes()))
+    assert everything(filler) == without
+    assert len(ClusterStore.require(str(filler.path.parent)).ledger.chain().events) == 7
+
+
+def test_a_list_says_less_than_a_description(tmp_path: Path) -> None:
+    fill_store(tmp_path, 3)
+    full = info(str(tmp_path), "", "")
+    brief = info(str(tmp_path), "", "", details=False)
+    assert brief["table"] == full["table"] and [item["id"] for item in brief["backups"]]
+    for short, long in zip(brief["backups"], full["backups"]):
+        assert {name: long[name] for name in short if name != "pairs"} == {
+            name: value for name, value in short.items() if name != "pairs"
+        }
+        assert "files" in long and "files" not in short
+        assert [(pair["node"], pair["kind"]) for pair in long["pairs"]] == [
+            (pair["node"], pair["kind"]) for pair in short["pairs"]
+        ]
