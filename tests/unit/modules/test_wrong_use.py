@@ -33,6 +33,7 @@ from worlds import (
     World,
 )
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _module
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._runner import OperationResult
 
 DASH = "\u2013-force"
@@ -226,6 +227,24 @@ def test_wrong_use_confirm_names_another_host(
 def test_wrong_use_confirm_missing(make: Make, kind: type[World]) -> None:
     answer = refused(make(kind), ["BAD_ARGUMENT"], "BAD_ARGUMENTS", confirm=None)
     assert "confirm" in answer.result["msg"] and "hostname" in answer.result["remedy"]
+
+
+@pytest.mark.parametrize("kind", GUARDS)
+def test_wrong_use_host_that_is_another_one_when_it_comes_to_acting(
+    make: Make, kind: type[World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 5: who this is, is read again right before the harm, after all that took its time."""
+    world = make(kind)
+    once = [world.here]
+    monkeypatch.setattr(_module.socket, "gethostname", lambda: once.pop() if once else "another")
+    before = world.observe()
+    result = world.call().result
+    assert (result["error_code"], [reason["code"] for reason in result["reasons"]]) == (
+        "WRONG_HOST",
+        ["CONFIRM_MISMATCH"],
+    )
+    assert (result["changed"], result["actions"], world.operations.started) == (False, [], [])
+    assert world.observe() == before
 
 
 @pytest.mark.parametrize("kind", GUARDS)
