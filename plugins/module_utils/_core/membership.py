@@ -563,8 +563,8 @@ def create_reasons(case: CreateCase) -> list[Reason]:
             Reason(
                 "ALREADY_MEMBER",
                 f"this host is in a cluster: {case.membership_why}.",
-                "If that is production, this is the wrong host: correct the inventory. If it is an earlier trial of this "
-                "collection, reset it because of own_trial first.",
+                "If that is production, this is the wrong host: correct the inventory. If it is an earlier trial of "
+                "this collection, reset it because of own_trial first.",
             )
         )
     elif case.membership == UNKNOWN and not same_run:
