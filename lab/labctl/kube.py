@@ -69,14 +69,15 @@ def _build(draft: Path, progress: Progress) -> None:
     work = draft / "work"
     (work / "tmp").mkdir(parents=True)
     shutil.copytree(SOURCES, work / "kube")
-    run(
-        [go, "build", *_FLAGS, "-ldflags", link_flags(version()), "-o", f"{draft}/",
-         *(f"./{name}" for name in BINARIES)],
-        timeout=3600,
-        cwd=str(work / "kube"),
-        environ={**os.environ, **_SETTINGS, "GOTMPDIR": str(work / "tmp")},
-        remedy=cache.fetch_remedy("the Go module proxy"),
-    )  # fmt: skip
+    with progress.patience("kube: still compiling"):
+        run(
+            [go, "build", *_FLAGS, "-ldflags", link_flags(version()), "-o", f"{draft}/",
+             *(f"./{name}" for name in BINARIES)],
+            timeout=3600,
+            cwd=str(work / "kube"),
+            environ={**os.environ, **_SETTINGS, "GOTMPDIR": str(work / "tmp")},
+            remedy=cache.fetch_remedy("the Go module proxy"),
+        )  # fmt: skip
     shutil.rmtree(work)
 
 
