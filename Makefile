@@ -86,6 +86,7 @@ lab: machine venv lab-build ## Bring the rehearsal site up (profile small) and s
 lab-build: machine venv ## Build and cache what the lab is made of
 	@$(LAB) prerequisites
 	@$(LAB) build
+	@$(BIN)/python lab/rehearsal/wheelhouse.py >/dev/null
 
 lab-down: venv ## Take the rehearsal site down; leaves nothing behind
 	@$(LAB) down

@@ -54,7 +54,7 @@ def place(kind: str, key: str) -> Path:
 def fetch_remedy(source: str) -> str:
     """What a person does when something could not be fetched or built."""
     return (
-        f"see that this machine reaches {source} and that {paths.cache()} and the temporary directory have room, "
+        f"see that this machine reaches {source} and that the disk of {paths.cache()} has room, "
         "then make lab-build; what is finished is kept"
     )
 

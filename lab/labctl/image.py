@@ -52,7 +52,11 @@ def build(progress: Progress) -> str:
     if not image_exists(base_name()):
         archive = cache.get("base", base_key(), lambda draft: _build_base(draft, progress)) / "image.tar.zst"
         progress.say("image: reading the base into podman")
-        podman("import", "--quiet", str(archive), base_name(), timeout=300)
+        with tempfile.TemporaryDirectory(prefix=".import-", dir=paths.cache()) as directory:
+            # podman 5 takes the checksum of a compressed archive for that of its content, and fails.
+            plain = Path(directory) / "image.tar"
+            run(["zstd", "-q", "-d", str(archive), "-o", str(plain)], timeout=300)
+            podman("import", "--quiet", str(plain), base_name(), timeout=300)
     progress.say("image: making the layer with the stand-in's commands")
     with tempfile.TemporaryDirectory(prefix="kmsops-lab-image-") as directory:
         context = Path(directory)

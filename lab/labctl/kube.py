@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from labctl import cache, paths
@@ -66,17 +65,20 @@ def build(progress: Progress) -> Path:
 def _build(draft: Path, progress: Progress) -> None:
     go = _go(progress)
     progress.say(f"kube: building kube-apiserver {version()}, etcd and kubeadm (about five minutes on two cores)")
-    with tempfile.TemporaryDirectory(prefix="kmsops-lab-kube-") as directory:
-        work = Path(directory) / "kube"
-        shutil.copytree(SOURCES, work)
+    # Gigabytes: not in a temporary directory, which is memory on some machines.
+    work = draft / "work"
+    (work / "tmp").mkdir(parents=True)
+    shutil.copytree(SOURCES, work / "kube")
+    with progress.patience("kube: still compiling"):
         run(
             [go, "build", *_FLAGS, "-ldflags", link_flags(version()), "-o", f"{draft}/",
              *(f"./{name}" for name in BINARIES)],
             timeout=3600,
-            cwd=str(work),
-            environ={**os.environ, **_SETTINGS},
+            cwd=str(work / "kube"),
+            environ={**os.environ, **_SETTINGS, "GOTMPDIR": str(work / "tmp")},
             remedy=cache.fetch_remedy("the Go module proxy"),
         )  # fmt: skip
+    shutil.rmtree(work)
 
 
 def go_version(words: str) -> tuple[int, ...]:

@@ -23,8 +23,9 @@ RUN = {
     "sysctl": "procps",
     "openssl": "openssl",
     "ssh": "openssh-client",
+    "zstd": "zstd",
 }
-BUILD_IMAGE = {"mmdebstrap": "mmdebstrap", "zstd": "zstd"}
+BUILD_IMAGE = {"mmdebstrap": "mmdebstrap"}
 BUILD_CASSANDRA = {"mvn": "maven", "java": "default-jre-headless"}
 NETAVARK = ("/usr/lib/podman/netavark", "/usr/libexec/podman/netavark", "/usr/local/libexec/podman/netavark")
 

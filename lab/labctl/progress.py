@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Progress:
@@ -23,3 +26,20 @@ class Progress:
         if not self._quiet:
             sys.stderr.write(f"[{self.elapsed:6.1f} s] {text}\n")
             sys.stderr.flush()
+
+    @contextmanager
+    def patience(self, text: str, every: float = 60.0) -> Iterator[None]:
+        """Says ``text`` again and again (``every`` seconds) while something long and silent goes on."""
+        over = threading.Event()
+
+        def remind() -> None:
+            while not over.wait(every):
+                self.say(text)
+
+        thread = threading.Thread(target=remind, name="patience", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()

@@ -30,20 +30,25 @@ class CommandFailed(Exception):
 
 
 class Commands:
-    """The only door from the rehearsal to processes. Children run in a session of their own and are stopped with us."""
+    """The only door from the rehearsal to processes. Children run in sessions of their own and are stopped with us.
+
+    Two may run at the same time: the second one from a thread, and silently.
+    """
 
     def __init__(self, logs: pathlib.Path, progress: t.Callable[[str], None], verbose: bool) -> None:
         self.logs = logs
         self.progress = progress
         self.verbose = verbose
-        self.child: subprocess.Popen[bytes] | None = None
+        self.children: set[subprocess.Popen[bytes]] = set()
         self._number = 0
 
     def lab(self, *words: str, log: str) -> str:
         """`lab/lab WORDS`; what it printed on stdout."""
         return self.run([str(LAB), *words], self._log(log))
 
-    def playbook(self, playbook: str, variables: dict[str, t.Any], log: str) -> list[dict[str, t.Any]]:
+    def playbook(
+        self, playbook: str, variables: dict[str, t.Any], log: str, silent: bool = False
+    ) -> list[dict[str, t.Any]]:
         """Run a playbook (a path, or one of the collection by FQCN) inside the lab; the evidence lines of its tasks."""
         path = self._log(log)
         evidence = path.with_suffix(".jsonl")
@@ -51,8 +56,8 @@ class Commands:
         argv += ["--inventory", str(CHECKOUT / "build" / "lab" / "inventory.yml")]
         argv += ["--extra-vars", f"@{self.secrets}", "--extra-vars", json.dumps(variables)]
         argv.append(playbook)
-        with _Follower(evidence, self.progress):
-            self.run(argv, path, {"KMSOPS_EVIDENCE": str(evidence), **ansible_environment()})
+        with _Follower(evidence, (lambda _: None) if silent else self.progress):
+            self.run(argv, path, {"KMSOPS_EVIDENCE": str(evidence), **ansible_environment()}, silent)
         return read_evidence(evidence)
 
     @property
@@ -60,37 +65,46 @@ class Commands:
         """Where the lab keeps what an operator would keep in a vault."""
         return pathlib.Path(os.environ.get("KMSOPS_LAB_STATE", "/run/kmsops-lab")) / "secrets.yml"
 
-    def run(self, argv: list[str], log: pathlib.Path, environment: dict[str, str] | None = None) -> str:
-        """Run to the end; everything it says goes to its log, and to the terminal with V=1."""
+    def run(
+        self, argv: list[str], log: pathlib.Path, environment: dict[str, str] | None = None, silent: bool = False
+    ) -> str:
+        """Run to the end; everything it says goes to its log, and to the terminal with V=1 unless it is ``silent``."""
         said: list[bytes] = []
+        verbose = self.verbose and not silent
         with open(log, "ab") as stream:
-            self.child = subprocess.Popen(
+            child = subprocess.Popen(
                 argv,
                 cwd=CHECKOUT,
                 env={**os.environ, **(environment or {}), TAG: str(CHECKOUT)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=stream if not self.verbose else subprocess.STDOUT,
+                stderr=stream if not verbose else subprocess.STDOUT,
                 start_new_session=True,
             )
+            self.children.add(child)
             try:
-                for line in self.child.stdout or ():
+                for line in child.stdout or ():
                     stream.write(line)
                     stream.flush()
                     said.append(line)
-                    if self.verbose:
+                    if verbose:
                         os.write(1, line)
-                rc = self.child.wait()
+                rc = child.wait()
             finally:
-                self.stop()
+                self._stop(child)
         if rc != 0:
             raise CommandFailed([os.path.basename(argv[0]), *argv[1:]], rc, log)
         return b"".join(said).decode("utf-8", "replace")
 
     def stop(self) -> None:
-        """Stop the running child and its children: politely, then for good."""
-        child, self.child = self.child, None
-        if child is None or child.poll() is not None:
+        """Stop the running children and their children."""
+        for child in tuple(self.children):
+            self._stop(child)
+
+    def _stop(self, child: subprocess.Popen[bytes]) -> None:
+        """Politely, then for good."""
+        self.children.discard(child)
+        if child.poll() is not None:
             return
         for number in (signal.SIGINT, signal.SIGKILL):
             try:

@@ -9,6 +9,7 @@ import json
 import pathlib
 import time
 import typing as t
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import yaml
@@ -17,6 +18,7 @@ from rehearsal import secrets, wheelhouse
 from rehearsal.commands import CHECKOUT, CommandFailed, Commands, results
 
 PROVE = CHECKOUT / "lab" / "rehearsal" / "prove.yml"
+STORE = CHECKOUT / "lab" / "rehearsal" / "store.yml"
 DR_NODE = "dr1"
 HEALTHY_NODES = 3
 PURPOSE = "make rehearsal"
@@ -48,6 +50,7 @@ class Plan:
         self.production: dict[str, t.Any] = {}
         self._owner = owner
         self._searched: list[str] = []
+        self._store: Future[t.Any] | None = None
 
     def steps(self) -> list[Step]:
         """In the order of the article."""
@@ -83,6 +86,11 @@ class Plan:
             raise
         self.variables["dsm_store_wheelhouse"] = str(wheelhouse.provide())
         self.variables["dsm_run_id"] = time.strftime("rehearsal-%Y%m%dT%H%M%SZ", time.gmtime())
+        meanwhile = ThreadPoolExecutor(max_workers=1)
+        self._store = meanwhile.submit(
+            self.commands.playbook, str(STORE), dict(self.variables), log="prepare-store", silent=True
+        )
+        meanwhile.shutdown(wait=False)
         return {"wheelhouse": self.variables["dsm_store_wheelhouse"], "run_id": self.variables["dsm_run_id"]}
 
     def load(self) -> t.Any:
@@ -101,6 +109,8 @@ class Plan:
 
     def prepare(self) -> t.Any:
         """Join, golden backup, remove, reset, set aside."""
+        if self._store is not None:
+            self._store.result()
         evidence = self._play("prepare_dr_node", dsm_confirm=DR_NODE)
         joined = _last(results(evidence, "cluster_join"), "joined_at")
         shipped = _last(results(evidence, "backup_ship"), "backups")

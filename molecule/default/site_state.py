@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Everything on a host that only a change can change, before and after; run there with `python3 - before|after`.
+"""Everything on a host that only a change can change; run there with `python3 - before|after cluster|host`.
 
 Files count by content, mode, owner and time of change. Left out is what changes by itself: the databases of the running
-members (Kubernetes writes its leases, Cassandra its commit log), logs, and the directories that Ansible itself needs.
-What those databases say is asked for instead: nodes and their labels, tokens, configuration, and the ring.
+members (Kubernetes writes its leases, Cassandra its commit log), logs, and what Ansible, kubectl and nodetool keep in a
+home for themselves while they read. What the databases say is asked for instead, on the host that is told `cluster`:
+nodes and their labels, tokens, configuration, and the ring.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 
 ROOTS = ("/etc", "/home", "/opt/kmsops", "/root", "/srv", "/usr/local", "/var/lib", "/var/log/standin-commands.log")
 BY_THEMSELVES = ("/var/lib/cassandra", "/var/lib/etcd", "/var/lib/systemd", "/etc/mtab")
+OF_READERS = (".ansible", ".cassandra", ".kube")
 NOTE = "/run/kmsops-site-state.json"
 KUBECTL = ["kubectl", "--kubeconfig=/etc/kubernetes/admin.conf", "get", "--all-namespaces", "--output=json"]
 
@@ -33,7 +35,7 @@ def file_states():
 
 
 def by_itself(path):
-    return path in BY_THEMSELVES or os.path.basename(path) == ".ansible"
+    return path in BY_THEMSELVES or os.path.basename(path) in OF_READERS
 
 
 def one(path):
@@ -56,8 +58,6 @@ def said(argv):
 
 
 def cluster_states():
-    if not os.path.exists("/etc/kubernetes/admin.conf"):
-        return
     for item in json.loads(said([*KUBECTL, "nodes,secrets,configmaps,statefulsets"]))["items"]:
         known = item["metadata"]
         name = f"{item['kind']} {known.get('namespace', '')}/{known['name']}"
@@ -79,7 +79,9 @@ def units():
 
 
 def main():
-    state = dict([*file_states(), *cluster_states(), *units()])
+    state = dict([*file_states(), *units()])
+    if sys.argv[2] == "cluster":
+        state.update(cluster_states())
     if sys.argv[1] == "before":
         with open(NOTE, "w", encoding="utf-8") as handle:
             json.dump(state, handle)

@@ -39,7 +39,11 @@ class ConfigFile:
                 " knows everything that belongs into it.",
             ) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise Unreadable(f"{self.path} cannot be read as text: {error}", "CONFIG_UNREADABLE") from error
+            raise Unreadable(
+                f"{self.path} cannot be read as text: {error}.",
+                "CONFIG_UNREADABLE",
+                "Look at it: it must be a file of UTF-8 text. Take it from escrow again.",
+            ) from error
 
     def replace(self, old: str, new: str) -> None:
         """Writes ``new`` with mode 0600; ``old`` stays beside it when it differs."""

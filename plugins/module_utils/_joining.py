@@ -97,10 +97,11 @@ class Joining:
                     )
                 )
         elif not under_way:
-            reasons += self._reasons_to_begin(standing, why)
+            reasons += self._reasons_to_begin(standing, why, {one.code for one in reasons})
         self._accepted = refuse_unless_accepted(reasons, params["accept"], "This host does not join.")
 
-    def _reasons_to_begin(self, standing: str, why: str) -> list[Reason]:
+    def _reasons_to_begin(self, standing: str, why: str, known: set[str]) -> list[Reason]:
+        """``known``: codes of what is wrong with the arguments. A peer that cannot be meant is not knocked at."""
         params = self._params
         reasons = core.version_reasons(params["own_version"], params["cluster_version"])
         reasons += core.token_reasons(_seconds(params["token_expires"]), time.time())
@@ -112,7 +113,8 @@ class Joining:
                     "Old data merged into a ring can harm it. Reset this host with cluster_reset first.",
                 )
             )
-        if not any(try_connection(params["peer"], port).outcome == "open" for port in params["peer_ports"]):
+        meant = known.isdisjoint({"PEER_MALFORMED", "PEER_IS_SELF"})
+        if meant and not any(try_connection(params["peer"], port).outcome == "open" for port in params["peer_ports"]):
             reasons.append(
                 Reason(
                     "PEER_UNREACHABLE",

@@ -169,7 +169,8 @@ def identity_reasons(
             Reason(
                 "CONFIRM_MISMATCH",
                 f"confirm is {confirm!r}, but this host calls itself {host.name!r}.",
-                "Was another host meant? Check the inventory alias and delegate_to before you change confirm.",
+                "confirm names the host that this runs on. Was another one meant? Check the inventory alias and "
+                "delegate_to before you change confirm.",
             )
         )
     mine = {_plain_address(address) for address in host.addresses}

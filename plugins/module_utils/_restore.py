@@ -49,7 +49,7 @@ def filled_steps(params: Mapping[str, Any], candidate: Candidate) -> list[tuple[
         "run_id": params["run_id"] or "",
     }
     if not steps:
-        fill_template(None, values, name="steps", article=ARTICLE)
+        fill_template(None, values, name="steps (what restores a backup)", article=ARTICLE)
     filled = [(step["name"], fill_template(step["argv"], values, name=step["name"], article=ARTICLE)) for step in steps]
     if not any("{archive}" in word or "{directory}" in word for step in steps for word in step["argv"]):
         raise Refused(

@@ -261,7 +261,9 @@ def _command(params: dict) -> tuple[list, list]:
     """The operator's command that takes the file up, and what is wrong with its template."""
     try:
         values = {"config": params["path"]}
-        return fill_template(params["apply_argv"], values, name="apply_argv", article=params["article"]), []
+        return fill_template(
+            params["apply_argv"], values, name="apply_argv (what takes a changed file up)", article=params["article"]
+        ), []
     except DsmError as error:
         return [], reasons_of(error)
 

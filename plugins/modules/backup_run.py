@@ -174,7 +174,7 @@ def body(shell: Shell) -> Outcome:
     waited_for, accepted = [], []
     if params["mode"] == "now":
         values = {"kubeconfig": params["kubeconfig"], "run_id": params["run_id"] or ""}
-        argv = fill_template(params["argv"], values, name="argv", article=params["article"])
+        argv = fill_template(params["argv"], values, name="argv (what starts a backup)", article=params["article"])
         name = _operation_name(params["run_id"])
         if not (params["run_id"] and shell.operations.status(name)):
             waited_for, accepted = _schedule.wait_for_running(shell, reader)

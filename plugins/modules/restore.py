@@ -306,7 +306,7 @@ def body(shell: Shell) -> Outcome:
         chosen, doubts, passed_over = candidates[ids.index(entry["candidate"])], [], []
     if chosen is None:
         raise Refused(
-            f"None of the {len(candidates)} candidates may be restored onto {me.name}.",
+            f"None of the candidates ({len(candidates)}) may be restored onto {me.name}.",
             "NO_CANDIDATE",
             reasons=_reasons_of(passed_over)
             or [Reason("NO_CANDIDATE", "none was given.", "Stage one from the store.")],

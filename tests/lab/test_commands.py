@@ -8,12 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from labctl import cli, faults, paths, prerequisites, process, selftest
 from labctl.errors import AlreadyRunning, LabError, MissingPrerequisite, NotRoot, NotRunning, UsageError
+from labctl.progress import Progress
 from labctl.topology import Host, Site
 
 COMMANDS = sorted(name for action in cli.parser()._subparsers._group_actions for name in action.choices)
@@ -177,3 +179,19 @@ def test_each_keeps_the_order_and_raises() -> None:
     assert process.each([], lambda number: number) == []
     with pytest.raises(LabError):
         process.each([1], lambda number: process.run(["false"]))
+
+
+def test_patience_reminds_until_the_work_is_over_and_not_after(capsys: pytest.CaptureFixture[str]) -> None:
+    reminded = threading.Event()
+
+    class Heard(Progress):
+        def say(self, text: str) -> None:
+            super().say(text)
+            reminded.set()
+
+    progress = Heard()
+    with progress.patience("still at it", every=0.01):
+        assert reminded.wait(10)
+    words = capsys.readouterr().err
+    assert "s] still at it\n" in words
+    assert "patience" not in [thread.name for thread in threading.enumerate()]

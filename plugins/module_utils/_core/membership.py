@@ -31,6 +31,10 @@ NO_REMOVAL_WITHOUT_QUORUM = (
     "or call the vendor. Nodes that come back rejoin by themselves on reboot."
 )
 
+_REMOVE_THERE = (
+    "Remove it on a survivor of that cluster first, unless another host was meant: then correct the inventory."
+)
+
 _TOKEN = re.compile(r"^[a-z0-9]{6}\.[a-z0-9]{16}\Z")
 
 
@@ -234,7 +238,7 @@ def _reset_own_trial(case: ResetCase) -> list[Reason]:
     for witness in case.testimony.members_of(None):
         if witness.fingerprint != case.fingerprint and witness.lists(case.subject):
             reasons.append(
-                Reason("STILL_LISTED", f"{witness.host} lists this host as a node of its cluster.", "Remove it there.")
+                Reason("STILL_LISTED", f"{witness.host} lists this host as a node of its cluster.", _REMOVE_THERE)
             )
     allowed = {case.subject.name, *case.trial_hosts}
     strangers = sorted(entry.name for entry in _trial_members(case) if allowed.isdisjoint(entry.names))
@@ -335,7 +339,7 @@ def _reset_retired(case: ResetCase) -> list[Reason]:
             Reason("NO_VERIFIED_BACKUP", "the newer generation has no verified backup.", "Ship and verify one first.")
         )
     if any(witness.lists(case.subject) for witness in witnesses):
-        reasons.append(Reason("STILL_LISTED", "the newer generation lists this host as a node.", "Remove it there."))
+        reasons.append(Reason("STILL_LISTED", "the newer generation lists this host as a node.", _REMOVE_THERE))
     if not (case.approval or {}).get("by") or not (case.approval or {}).get("reason"):
         reasons.append(
             Reason("NOT_APPROVED", "no approval is recorded.", "Give approval with by and reason: a person decides.")
@@ -559,7 +563,8 @@ def create_reasons(case: CreateCase) -> list[Reason]:
             Reason(
                 "ALREADY_MEMBER",
                 f"this host is in a cluster: {case.membership_why}.",
-                "If it is an earlier trial of this collection, reset it because of own_trial first.",
+                "If that is production, this is the wrong host: correct the inventory. If it is an earlier trial of "
+                "this collection, reset it because of own_trial first.",
             )
         )
     elif case.membership == UNKNOWN and not same_run:
@@ -581,7 +586,7 @@ def create_reasons(case: CreateCase) -> list[Reason]:
     for witness in case.testimony.members_of(None):
         if witness.lists(case.subject) and not (same_run and witness.fingerprint == case.fingerprint):
             reasons.append(
-                Reason("STILL_LISTED", f"{witness.host} lists this host as a node of its cluster.", "Remove it there.")
+                Reason("STILL_LISTED", f"{witness.host} lists this host as a node of its cluster.", _REMOVE_THERE)
             )
     return reasons
 

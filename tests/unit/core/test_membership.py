@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import membership, model, quorum, testimony
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import (
+    ledger,
+    membership,
+    model,
+    quorum,
+    testimony,
+)
 
 Party, Witness, Testimony = testimony.Party, testimony.Witness, testimony.Testimony
 Testimony.__test__ = False  # its name begins like a test class
@@ -419,6 +425,31 @@ def test_a_thin_successor_forbids_retiring(up):
     )
     thin = Testimony((witness(S1, listed=(DR, S1, S2), fingerprint=NEW, up=up),), ledger)
     assert codes(retired(testimony=thin)) == ["SUCCESSOR_THIN"]
+
+
+STORY = (
+    (
+        "observed_members",
+        PRODUCTION[:16],
+        {"fingerprint": PRODUCTION, "members": [{"name": "dc1-n1"}]},
+        "NOT_SUPERSEDED",
+    ),
+    ("restored", "dr1", {"fingerprint": NEW, "backup": "b0", "drill": False}, "NOT_FENCED"),
+    ("fenced", PRODUCTION[:16], {"fingerprint": PRODUCTION}, "NOT_ACCEPTED"),
+    ("accepted", NEW[:16], {"fingerprint": NEW, "by": "someone"}, "NO_VERIFIED_BACKUP"),
+    ("shipped", "b1", {"fingerprint": NEW}, "NO_VERIFIED_BACKUP"),
+    ("verified", "b1", {"verdict": "ok"}, None),
+)
+
+
+def test_what_the_gate_of_the_service_records_is_what_retiring_asks_for():
+    events = []
+    for kind, subject, data, missing in STORY:
+        head = events[-1] if events else None
+        made = {"time": "2026-01-01T00:00:00Z", "run_id": "r", "kind": kind, "subject": subject, "data": data}
+        events.append(ledger.make(head, **made))
+        found = codes(retired(ledger=ledger.fold(events).as_dict()))
+        assert missing in found if missing else found == [], (kind, found)
 
 
 # -- removal -----------------------------------------------------------------------------------------------------------

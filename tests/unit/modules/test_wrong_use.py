@@ -33,6 +33,7 @@ from worlds import (
     World,
 )
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _module
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._runner import OperationResult
 
 DASH = "\u2013-force"
@@ -87,11 +88,11 @@ def ended(rc: int | None, running: bool = False) -> OperationResult:
 
 @pytest.mark.parametrize(
     "token",
-    [ARTICLES_TOKEN, "FC853C.6FD193BA34870DDF", "fc853c6fd193ba34870ddf", "fc853c.6fd193ba34870ddf\n", " ", "fc853c.é"],
+    [ARTICLES_TOKEN, "FC853C.6FD193BA34870DDF", "fc853c6fd193ba34870ddf", "fc853c.6fd193ba34870ddf\n", "fc853c.é"],
 )
 def test_wrong_use_malformed_token(make: Make, token: str) -> None:
     answer = refused(make(ClusterJoin), ["TOKEN_MALFORMED"], token=token)
-    assert token.strip() not in answer.text or not token.strip()
+    assert token.strip() not in answer.text
     assert "join_token" in answer.result["remedy"]
 
 
@@ -137,8 +138,7 @@ def test_wrong_use_peer_not_a_member(make: Make) -> None:
 @pytest.mark.parametrize("peer", ["203.0.113.11", "dr1", "localhost", "127.0.0.1"])
 def test_wrong_use_peer_is_self(make: Make, peer: str) -> None:
     world = make(ClusterJoin)
-    found = refused(world, ["PEER_IS_SELF"] + ["PEER_UNREACHABLE"] * (peer != "127.0.0.1"), peer=peer)
-    assert found.result["error_code"] == "PEER_IS_SELF"
+    assert "member" in refused(world, ["PEER_IS_SELF"], peer=peer).result["remedy"]
 
 
 def test_wrong_use_host_joined_to_another_cluster(make: Make) -> None:
@@ -182,7 +182,7 @@ def test_wrong_use_token_expired_between_create_and_join(make: Make) -> None:
 
 def test_wrong_use_of_a_join_is_told_all_at_once(make: Make) -> None:
     everything = {"token": "x", "peer": "\u2013peer", "cluster_version": "5.6.1", "extra_args": [DASH]}
-    expected = ["ARGV_NOT_ASCII", "PEER_MALFORMED", "PEER_UNREACHABLE", "TOKEN_MALFORMED", "VERSION"]
+    expected = ["ARGV_NOT_ASCII", "PEER_MALFORMED", "TOKEN_MALFORMED", "VERSION"]
     world = make(ClusterJoin)
     world.operations.records["reset"] = ended(None, running=True)
     refused(world, [*expected, "OPERATION_CONFLICT"], **everything)
@@ -227,6 +227,24 @@ def test_wrong_use_confirm_names_another_host(
 def test_wrong_use_confirm_missing(make: Make, kind: type[World]) -> None:
     answer = refused(make(kind), ["BAD_ARGUMENT"], "BAD_ARGUMENTS", confirm=None)
     assert "confirm" in answer.result["msg"] and "hostname" in answer.result["remedy"]
+
+
+@pytest.mark.parametrize("kind", GUARDS)
+def test_wrong_use_host_that_is_another_one_when_it_comes_to_acting(
+    make: Make, kind: type[World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 5: who this is, is read again right before the harm, after all that took its time."""
+    world = make(kind)
+    once = [world.here]
+    monkeypatch.setattr(_module.socket, "gethostname", lambda: once.pop() if once else "another")
+    before = world.observe()
+    result = world.call().result
+    assert (result["error_code"], [reason["code"] for reason in result["reasons"]]) == (
+        "WRONG_HOST",
+        ["CONFIRM_MISMATCH"],
+    )
+    assert (result["changed"], result["actions"], world.operations.started) == (False, [], [])
+    assert world.observe() == before
 
 
 @pytest.mark.parametrize("kind", GUARDS)

@@ -195,6 +195,10 @@ def test_the_plan_for_a_dr_node_goes_on_where_the_last_run_stopped(decide_all):
 
 READY_FOR_A_DR_NODE = {
     "dr_node_name": "dr1",
+    "dr_node_address": "192.0.2.9",
+    "dr_node_hosts": ["dr1", "dr2"],
+    "dr_node_accept": [],
+    "witnesses_moving": [],
     "dr_node_members": ["dc1-n1"],
     "dr_node_config_path": "/etc/dsm/config.yaml",
     "dr_node_backup_sources": [{"name": "landing"}],
@@ -219,6 +223,16 @@ NOT_READY_FOR_A_DR_NODE = {
         {"__dr_node_member": "", "__dr_node_configured": {"skipped": True}},
         ["NO_HEALTHY_MEMBER"],
     ),
+    "another DR node is a member now": (
+        {"witnesses_cluster": {"version": "5.4", "nodes": [{"name": "dr2"}]}},
+        ["MEMBERSHIP_CHANGING"],
+    ),
+    "a removal was left half-way": ({"witnesses_moving": ["192.0.2.77"]}, ["MEMBERSHIP_CHANGING"]),
+    "a removal was left half-way, and a person knows": (
+        {"witnesses_moving": ["192.0.2.77"], "dr_node_accept": ["MEMBERSHIP_CHANGING"]},
+        [],
+    ),
+    "this node's own half-way state is what the run is for": ({"witnesses_moving": ["dr1", "192.0.2.9"]}, []),
     "backups were never configured": (
         {"__dr_node_configured": {"config": "-", "before": {"backup": None, "applied": True}}},
         ["BACKUP_NOT_CONFIGURED"],
@@ -548,10 +562,21 @@ def test_a_recovery_without_a_backup_tells_every_reason_before_it_touches_anythi
     assert dict(zip(NOTHING_TO_RESTORE, codes)) == {name: codes for name, (_c, codes) in NOTHING_TO_RESTORE.items()}
 
 
-SPARE = {"expand_cluster_members": ["dr1", "spare1"], "witnesses_cluster": {"nodes": [{"name": "dr1"}]}}
+SPARE = {
+    "expand_cluster_name": "spare1",
+    "expand_cluster_target": 3,
+    "expand_cluster_accept": [],
+    "expand_cluster_members": ["dr1", "spare1"],
+    "witnesses_cluster": {"nodes": [{"name": "dr1"}]},
+    "witnesses_moving": [],
+}
 EXPANSIONS = {
     "the restored cluster": ({"witnesses_member": "dr1", "witnesses_marker": {"run_id": "r"}}, []),
     "nobody answers": ({"witnesses_member": "", "witnesses_marker": {}}, ["NO_HEALTHY_MEMBER"]),
+    "another spare node joins right now": (
+        {"witnesses_member": "dr1", "witnesses_marker": {"run_id": "r"}, "witnesses_moving": ["spare2"]},
+        ["MEMBERSHIP_CHANGING"],
+    ),
     "a DR node that is a member of production": ({"witnesses_member": "dr1", "witnesses_marker": {}}, ["NOT_RESTORED"]),
 }
 
@@ -561,6 +586,42 @@ def test_a_spare_node_joins_nothing_but_a_restored_cluster(decide_all):
     answers = decide_all("expand_cluster", inputs, "__expand_cluster_checks")
     codes = [refused(answer["__expand_cluster_checks"]) for answer in answers]
     assert dict(zip(EXPANSIONS, codes)) == {name: codes for name, (_changes, codes) in EXPANSIONS.items()}
+
+
+def answer_of(*nodes, ring_known=True):
+    full = {"in_kubernetes": True, "ring": "UN"}
+    return {
+        "results": [
+            {
+                "membership": "member",
+                "__witnesses_member": "dc1-n1",
+                "cluster": {
+                    "state": "full",
+                    "health": {},
+                    "ring_known": ring_known,
+                    "nodes": [{**full, **node} for node in nodes],
+                },
+            }
+        ]
+    }
+
+
+MOVING = {
+    "whole": (answer_of({"name": "a"}, {"name": "b", "ring": "DN"}), []),
+    "one joins": (answer_of({"name": "a"}, {"name": "b", "ring": "UJ"}), ["b"]),
+    "one leaves": (answer_of({"name": "a", "ring": "UL"}), ["a"]),
+    "one has no database yet": (answer_of({"name": "a"}, {"name": "b", "ring": None}), ["b"]),
+    "the ring could not be asked": (answer_of({"name": "a", "ring": None}, ring_known=False), []),
+    "only the ring knows it": (answer_of({"name": "192.0.2.7", "in_kubernetes": False}), ["192.0.2.7"]),
+    "nobody answered": ({"results": [{"unreachable": True}]}, []),
+}
+
+
+def test_nodes_on_their_way_in_or_out_are_seen(decide_all):
+    inputs = [{"__witnesses_asked": asked} for asked, _moving in MOVING.values()]
+    answers = decide_all("witnesses", inputs, "__witnesses_moving")
+    found = [answer["__witnesses_moving"] for answer in answers]
+    assert dict(zip(MOVING, found)) == {name: moving for name, (_asked, moving) in MOVING.items()}
 
 
 def test_what_is_sealed_for_whom_comes_from_the_ledger(decide):
