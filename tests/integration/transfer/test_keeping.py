@@ -1,0 +1,156 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pruning beside shipping and staging, over a real sshd. Numbers are those of the project's list of failure modes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
+from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import FINGERPRINT, Site, run_module
+
+ONE = Policy(keep=1, max_copies=1)
+
+
+def prune_now(site: Site, policy: Policy = ONE) -> list[str]:
+    """In a process's own words: ids that went."""
+    store = ClusterStore.require(str(site.store))
+    return prune(store, PruneRequest(policy, need=0, run_id="prune-1"), False).removed
+
+
+def verified(site: Site) -> list[str]:
+    result = run_module("backup_verify", {"store": str(site.store), "report_only": True, "accept": ["LOST"]})
+    return [item["verdict"] for item in result.verdicts]
+
+
+def delivered(site: Site, *ages: int) -> list[str]:
+    """Ids of deliveries of these ages, shipped and verified."""
+    for age in ages:
+        site.deliver(f"backup_{10000 - age}.tar.gz", 20_000, age)
+    assert not site.ship().failed
+    assert set(verified(site)) == {"ok"}
+    return sorted(site.published())
+
+
+def test_what_was_pruned_does_not_come_home_again(site: Site) -> None:
+    """The source still has it."""
+    ids = delivered(site, 900, 800, 700)
+    assert prune_now(site) == ids[:2]
+    again = site.ship()
+    assert not again.failed and not again.changed and sorted(site.published()) == ids[2:]
+    site.deliver("backup_9999.tar.gz", 20_000, 60)
+    assert not site.ship().failed
+    assert [name[:8] for name in sorted(site.published())] == ["00000003", "00000004"]
+
+
+def test_a_copy_that_was_pruned_because_it_failed_comes_home_again(site: Site) -> None:
+    ids = delivered(site, 900, 800)
+    data = next((site.cluster / "backups" / ids[0] / "data").iterdir())
+    data.write_bytes(data.read_bytes()[:-1] + b"?")
+    assert "failed" in verified(site)
+    assert prune_now(site) == ids[:1]
+    assert not site.ship().failed
+    assert [name[:8] for name in sorted(site.published())] == ["00000002", "00000003"]
+    assert verified(site) == ["ok", "ok"]
+
+
+def test_f15_prune_at_every_step_of_a_shipment(site: Site) -> None:
+    """It waits for the shipper; what is published is complete at every moment."""
+    ids = delivered(site, 900, 800)
+    site.deliver("backup_9999.tar.gz", 50_000, 60)
+    steps: list[str] = []
+
+    def at(step: str) -> None:
+        steps.append(step)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                prune_now(site)
+            except DsmError as error:
+                code = 0 if error.code == "LOCKED" else 2
+            finally:
+                os._exit(code)
+        _pid, status = os.waitpid(child, 0)
+        assert os.WEXITSTATUS(status) == 0, step
+        for name, manifest in site.published().items():
+            for entry in manifest.files:
+                assert (site.cluster / "backups" / name / "data" / entry.path).stat().st_size == entry.size
+
+    site.run(checkpoint=at)
+    assert {"incoming made", "pulled", "verified", "data moved", "manifest written", "recorded"} <= set(steps)
+    assert sorted(site.published())[:2] == ids and set(verified(site)) == {"ok"}
+    assert prune_now(site) == ids
+
+
+def test_f22_prune_while_a_backup_is_pushed_to_the_node(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that a restore reads stays and arrives whole; the others go."""
+    ids = delivered(site, 900, 800, 700)
+    real = ClusterStore.reading
+
+    @contextlib.contextmanager
+    def reading(store: ClusterStore, backup_id: str) -> Iterator[None]:
+        with real(store, backup_id):
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    prune_now(site)
+                except DsmError as error:
+                    code = 0 if error.code == "BEING_READ" and error.details["removed"] == [ids[1]] else 2
+                finally:
+                    os._exit(code)
+            assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 0
+            yield
+
+    monkeypatch.setattr(ClusterStore, "reading", reading)
+    node = tmp_path / "node"
+    result = run_module(
+        "backup_ship",
+        {
+            "store": str(site.store),
+            "cluster": {"fingerprint": FINGERPRINT},
+            "state": "staged",
+            "id": ids[0],
+            "push": site.sshd.login(path=str(node)),
+        },
+    )
+    assert not result.failed, result.value
+    assert sorted(site.published()) == [ids[0], ids[2]]
+    (staged,) = (node / ids[0] / "data").iterdir()
+    (stored,) = (site.cluster / "backups" / ids[0] / "data").iterdir()
+    assert staged.read_bytes() == stored.read_bytes()
+    assert prune_now(site) == [ids[0]]
+
+
+def test_f13_a_full_store_recovers_when_a_backup_can_land(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing landed for 30 days because the disk is full; one prune, and the next one lands."""
+    ids = delivered(site, 900, 800, 700)
+    size = max(manifest.bytes for manifest in site.published().values())
+    taken = shutil.disk_usage(site.store).total
+
+    def free(store: ClusterStore) -> tuple[int, int]:
+        left = 3 * size - sum(manifest.bytes for manifest in site.published().values())
+        return min(left, taken), 1000
+
+    monkeypatch.setattr(ClusterStore, "free", free)
+    site.deliver("backup_9999.tar.gz", 10_000, 60)
+    with pytest.raises(DsmError) as caught:
+        site.run()
+    assert caught.value.code == "STORE_FULL" and sorted(site.published()) == ids
+    store = ClusterStore.require(str(site.store))
+    done = prune(store, PruneRequest(Policy(keep=1, max_age=1e9)), False)
+    assert done.removed and set(done.removed) < set(ids)
+    site.run()
+    assert len(site.published()) == 4 - len(done.removed)
