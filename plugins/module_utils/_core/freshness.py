@@ -17,20 +17,23 @@ from .strict import Problem, utc_seconds, utc_text
 
 #: Clocks of source and store may differ so much (s) without a word.
 TOLERANCE = 300.0
-_SPANS = (1, 24, 8 * 24, 32 * 24, 366 * 24, 8 * 366 * 24)
+#: Every schedule that ever fires does so within eight years (29 February, around a century).
+_DAYS = 8 * 366
 
 
 def last_due(schedule: Schedule, now: float, grace: float) -> float | None:
     """The last firing of a schedule (UTC) that ended its ``grace`` (s) before ``now``; None if none ever did."""
     limit = datetime.fromtimestamp(now - grace, tz=timezone.utc)
-    for hours in _SPANS:
-        moment = schedule.next_after(limit - timedelta(hours=hours, minutes=1))
-        if moment <= limit:
-            while True:
-                following = schedule.next_after(moment)
-                if following > limit:
-                    return moment.timestamp()
-                moment = following
+    day = limit.replace(hour=0, minute=0, second=0, microsecond=0)
+    for _earlier in range(_DAYS):
+        if schedule.fires_on(day):
+            fired = [
+                day + timedelta(hours=hour, minutes=minute) for hour in schedule.hours for minute in schedule.minutes
+            ]
+            past = [moment for moment in fired if moment <= limit]
+            if past:
+                return max(past).timestamp()
+        day -= timedelta(days=1)
     return None
 
 

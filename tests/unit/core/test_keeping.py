@@ -164,6 +164,9 @@ def test_stale_skewed_shrunk_and_absent() -> None:
     assert codes(published(SAID.at, 201), last, min_ratio=0.5) == ["SHRUNK"]
     assert codes(published(SAID.at, 900), published(SAID.at, 100), last, min_ratio=0.5) == []
     assert codes(last, min_ratio=5.0) == []
+    assert codes(published(SAID.at, 200), published("2026-11-22T11:00:00Z", 1)) == []
+    due = published("2026-11-22T11:59:50Z", mtime="2026-11-22T11:55:00Z")
+    assert codes(due, schedule="0 * * * *", now=NOW) == [] and codes(due, schedule="0 * * * *", now=NOW + 1) == []
 
 
 # -- rotation ----------------------------------------------------------------------------------------------------------
@@ -210,16 +213,17 @@ def test_turns() -> None:
 def test_reads() -> None:
     reads = {"a/b": SAID.at}
     assert rotation.parse_reads(rotation.dump_reads(BACKUP, reads), BACKUP) == reads
-    for bad in (
-        rotation.dump_reads("other", reads),
-        rotation.dump_reads(BACKUP, {"a": "yesterday"}),
-        rotation.dump_reads(BACKUP, {"a": 1}),  # type: ignore[dict-item]
-        rotation.dump_reads(BACKUP, reads).replace(b'"schema": 1', b'"schema": 2'),
-        rotation.dump_reads(BACKUP, reads).replace(b"fortanix_dsm/reads", b"fortanix_dsm/other"),
-        rotation.dump_reads(BACKUP, reads).replace(b'"kind"', b'"kinds"'),
+    for bad, code in (
+        (rotation.dump_reads("other", reads), "FOREIGN"),
+        (rotation.dump_reads(BACKUP, {"a": "yesterday"}), "WRONG_VALUE"),
+        (rotation.dump_reads(BACKUP, {"a": 1}), "WRONG_TYPE"),  # type: ignore[dict-item]
+        (rotation.dump_reads(BACKUP, reads).replace(b'"schema": 1', b'"schema": 2'), "FOREIGN"),
+        (rotation.dump_reads(BACKUP, reads).replace(b"fortanix_dsm/reads", b"fortanix_dsm/other"), "FOREIGN"),
+        (rotation.dump_reads(BACKUP, reads).replace(b'"kind"', b'"kinds"'), "UNKNOWN_KEY"),
     ):
-        with pytest.raises(Invalid):
+        with pytest.raises(Invalid) as caught:
             rotation.parse_reads(bad, BACKUP)
+        assert code in [problem.code for problem in caught.value.problems]
 
 
 # -- the ledger's part -------------------------------------------------------------------------------------------------
