@@ -82,6 +82,79 @@ def test_what_is_right_is_ok_and_recorded(filler: Filler) -> None:
     assert info(str(filler.path.parent), "", "")["backups"][0]["last_full_read"]
 
 
+def recorded(filler: Filler) -> list[tuple[str, dict[str, Any]]]:
+    """What verifications wrote into the ledger, after what the filler did."""
+    chain = store_of(filler).ledger.trusted()
+    return [(one.subject, dict(one.data)) for one in chain.events if one.kind == "verified" and one.run_id != "fill"]
+
+
+def test_the_evidence(filler: Filler) -> None:
+    good = filler.publish("", files=(("a", b"12345"), ("b", b"678")), sealed=())
+    bad = filler.publish()
+    filler.close()
+    kept = (filler.backups / bad / "manifest.json").read_bytes()
+    (filler.backups / bad / "manifest.json").write_bytes(b"")
+    result = run(filler)
+    published = store_of(filler).published(good)
+    assert recorded(filler) == [
+        (good, {"verdict": "ok", "digest": published.digest, "bytes": 8, "codes": []}),
+        (bad, {"verdict": "failed", "digest": "", "bytes": 0, "codes": ["EMPTY"]}),
+    ]
+    first, second = (verdict.as_dict() for verdict in result.verdicts)
+    assert first.pop("seconds") < 60 and second.pop("seconds") == 0.0
+    assert first == {
+        "id": good,
+        "verdict": "ok",
+        "reasons": [],
+        "bytes": 8,
+        "structure": "unknown",
+        "provenance": "by_source",
+        "digest": published.digest,
+        "published_at": published.published_at,
+        "partial": False,
+        "files": 2,
+    }
+    message = second["reasons"][0].pop("message")
+    assert bad in message and second == {
+        "id": bad,
+        "verdict": "failed",
+        "reasons": [{"code": "EMPTY"}],
+        "bytes": 0,
+        "structure": "unknown",
+        "provenance": "unknown",
+        "digest": "",
+        "published_at": None,
+        "partial": False,
+        "files": 0,
+    }
+    (filler.backups / bad / "manifest.json").write_bytes(kept)
+    assert verdict_of(filler) == "failed"
+    assert (filler.path / "index.json").exists() and not (filler.path / "rotation.json").exists()
+
+
+def test_a_slice_without_a_file_says_nothing(filler: Filler) -> None:
+    name = filler.publish("", sealed=())
+    filler.close()
+    mine = rotation.slice_of(name, "backup.bin", 3)
+    for turn in range(1, 4):
+        run(filler, turn=turn, turns=3, run_id=str(turn))
+    assert [subject for subject, data in recorded(filler)] == [name] and "partial" not in recorded(filler)[0][1]
+    assert mine in (1, 2, 3)
+    two = filler.publish("", files=(("x1", b"1"), ("x2", b"2"), ("x3", b"3"), ("x4", b"4")), sealed=())
+    filler.close()
+    turn = rotation.slice_of(two, "x1", 3)
+    run(filler, turn=turn, turns=3, run_id="again")
+    assert [data["partial"] for subject, data in recorded(filler) if subject == two] == [True]
+
+
+def test_without_evidence_nothing_is_written(filler: Filler) -> None:
+    filler.publish()
+    filler.close()
+    before = sorted(filler.path.rglob("*"))
+    run(filler, record=False, turns=2)
+    assert sorted(filler.path.rglob("*")) == before and recorded(filler) == []
+
+
 # -- the bits ----------------------------------------------------------------------------------------------------------
 
 
