@@ -217,14 +217,16 @@ def request_of(params: dict[str, t.Any], check_mode: bool) -> VerifyRequest:
     try:
         turn, turns = parse_slice(params["slice"] or "1/1")
     except ValueError as error:
-        reasons.append(Reason("BAD_SLICE", f"{error}."))
+        reasons.append(Reason("BAD_SLICE", f"{error}.", "Say 3/7 for the third of seven slices, or auto/7."))
     try:
         schedule = parse(params["cron_schedule"]) if params["cron_schedule"] else None
     except CronError as error:
-        reasons.append(Reason("BAD_SCHEDULE", f"cron_schedule: {error}."))
+        reasons.append(Reason("BAD_SCHEDULE", f"cron_schedule: {error}.", "Copy cron_schedule from config.yaml."))
     for name in ("max_age", "grace", "min_ratio"):
         if params[name] is not None and not 0 <= params[name] < float("inf"):
-            reasons.append(Reason("BAD_NUMBER", f"{name} is {params[name]:g}: it cannot be negative."))
+            reasons.append(
+                Reason("BAD_NUMBER", f"{name} is {params[name]:g}: it cannot be negative.", f"Correct {name}.")
+            )
     if reasons:
         raise Refused("This cannot be asked.", reasons[0].code, "Correct the options.", reasons=reasons)
     names = ("ids", "newest", "max_age", "grace", "min_ratio", "provenance", "require", "run_id")

@@ -120,7 +120,7 @@ def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
     if request.record and request.turns > 1 and request.turn is None:
         path = os.path.join(store.path, "rotation.json")
         write_atomically(path, rotation.dump_turn(rotation.turn_after(result.turn, request.turns), request.turns))
-    if request.record:
+    if request.record and not request.ids:
         store.refresh_index()
     return result
 
