@@ -131,29 +131,47 @@ def ship(request: ShipRequest, check_mode: bool) -> ShipResult:
     for source in request.sources:
         if isinstance(source.endpoint, LocalEndpoint):
             check_local(source.path, request.store)
-    store = ClusterStore.open(
-        request.store,
-        request.cluster.fingerprint,
-        uid=request.cluster.uid,
-        members=[str(member.get("name", "")) for member in request.cluster.members],
-        run_id=request.run_id,
-        new_cluster=request.new_cluster,
-        create=not check_mode,
-        checkpoint=request.checkpoint,
-    )
     if check_mode:
+        store = _open(request, create=False)
         run = _Run(request, store, None)
         note = store.refuse_if_held() if os.path.isdir(store.path) else ""
         run.go(None, note)
     else:
         remote = any(source.endpoint.host for source in request.sources)
         # The workers come first: nothing that has connections or threads may be forked.
-        with store.lease(request.run_id) as lease, Pool(request.workers, remote) as pool:
-            run = _Run(request, store, pool)
-            run.go(lease, lease.taken_over)
+        with Pool(request.workers, remote) as pool:
+            run = _hold(request, pool)
     if run.result.reasons:
         _raise(run.result)
     return run.result
+
+
+def _open(request: ShipRequest, create: bool) -> ClusterStore:
+    return ClusterStore.open(
+        request.store,
+        request.cluster.fingerprint,
+        uid=request.cluster.uid,
+        members=[str(member.get("name", "")) for member in request.cluster.members],
+        run_id=request.run_id,
+        new_cluster=request.new_cluster,
+        create=create,
+        checkpoint=request.checkpoint,
+    )
+
+
+def _hold(request: ShipRequest, pool: Pool) -> _Run:
+    """Ship under the lease. A part of the store that was made for nothing is gone afterwards."""
+    there = set(identities(request.store))
+    store = _open(request, create=True)
+    with store.lease(request.run_id) as lease:
+        run = _Run(request, store, pool)
+        run.go(lease, lease.taken_over)
+        unused = store.identity.cluster_id not in there and store.unmake()
+    if unused:
+        # Whoever came in between has made it his own; then it is not empty.
+        with contextlib.suppress(OSError):
+            os.rmdir(store.path)
+    return run
 
 
 def _raise(result: ShipResult) -> t.NoReturn:
@@ -201,7 +219,7 @@ class _Run:
         finally:
             for session in self.sessions.values():
                 session.close()
-        if lease is not None:
+        if lease is not None and (self.known or self.result.changed):
             self._observe()
 
     # -- planning ---------------------------------------------------------------------------------------------------

@@ -359,11 +359,17 @@ def _authenticate(library: t.Any, target: SshTarget, transport: paramiko.Transpo
                 return
         except library.BadAuthenticationType as error:
             raise _refused_login(target, offered, f"it allows only {', '.join(error.allowed_types)}") from None
-        except library.AuthenticationException:
-            if not transport.is_active():
-                break
         except (library.SSHException, EOFError, OSError) as error:
-            raise _refused_login(target, offered, f"it hung up ({type(error).__name__})") from None
+            if transport.is_active() and isinstance(error, library.AuthenticationException):
+                continue
+            if len(offered) > 1:
+                # It has refused keys before: it had enough of them (MaxAuthTries).
+                raise _refused_login(target, offered, f"it hung up ({type(error).__name__})") from None
+            raise ConnectionLost(
+                f"{target.label} hung up while we logged in.",
+                "CONNECTION_LOST",
+                "Check sshd's log of that host: it died, or it is overloaded (MaxStartups).",
+            ) from None
     raise _refused_login(target, offered, "it refused every key")
 
 

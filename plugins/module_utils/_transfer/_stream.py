@@ -28,7 +28,7 @@ _CLOSE, _OPEN, _READ, _FSTAT = 4, 3, 5, 8
 _STATUS, _HANDLE, _DATA, _ATTRS = 101, 102, 103, 105
 _TAKE = 1 << 26
 #: Bytes that are asked for and not here yet, of one connection, and the length of one request.
-BUDGET = 4 << 20
+BUDGET = 3 << 20
 REQUEST = 64 << 10
 
 
@@ -194,6 +194,9 @@ class Stream:
     def refill(self) -> None:
         """Ask for as much as the budget and the bandwidth cap allow, many requests in one packet."""
         frames: list[bytes] = []
+        if self._outstanding > self._budget * 3 // 4:
+            # Each packet costs; a few requests together cost as much as one.
+            return
         if self._held is not None:
             when, frame, number, meaning = self._held
             if time.monotonic() < when:

@@ -270,22 +270,30 @@ class Worker:
         reader = self._reader
         if reader is None:
             return
+        # Orders can wait for a few packets, they are looked for often enough.
+        for _packet in range(8):
+            if not self._move(reader):
+                break
+
+    def _move(self, reader: Reader) -> bool:
+        """Ask for bytes and take what is there; whether there was anything."""
         reader.refill()
         if not reader.expects:
             self._heard = time.monotonic()
-            return
+            return False
         before = reader.received
         wake = reader.wake
-        seconds = SLICE if wake is None else min(SLICE, max(0.001, wake - time.monotonic()))
-        complete = reader.step(seconds)
+        complete = reader.step(SLICE if wake is None else min(SLICE, max(0.001, wake - time.monotonic())))
         for landing in complete:
             landing.close()
             del self._landings[landing.number]
             self._send(Landed(landing.number, landing.hash.hexdigest()))
         if complete or reader.received > before:
             self._heard = time.monotonic()
-        elif time.monotonic() - self._heard > self._having_endpoint().patience:
+            return True
+        if time.monotonic() - self._heard > self._having_endpoint().patience:
             raise TimeoutError
+        return False
 
     def _check(self, item: Range) -> None:
         """Hash a range that is on the disk."""

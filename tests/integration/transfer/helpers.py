@@ -340,6 +340,11 @@ class Site:
     def cluster(self) -> Path:
         return self.store / FINGERPRINT[:16]
 
+    @property
+    def incoming(self) -> list[Path]:
+        """Unfinished transfers."""
+        return list(self.cluster.glob("incoming/*"))
+
     def snapshot(self) -> dict[str, str]:
         """Every file of the store and its hash."""
         return tree(self.store)

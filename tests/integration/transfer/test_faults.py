@@ -140,7 +140,7 @@ def test_f11_a_stalled_link_is_given_up(site: Site, proxy: Callable[..., Proxy],
         site.run(sources=[source], stall_timeout=1)
     wake.set()
     assert [reason.code for reason in caught.value.reasons] == ["STALLED"] and time.monotonic() - started < 60
-    assert not site.published() and list((site.cluster / "incoming").iterdir()), "what landed is kept"
+    assert not site.published() and site.incoming, "what landed is kept"
 
 
 def test_f11_sshd_dies_and_comes_back(
@@ -157,7 +157,7 @@ def test_f11_sshd_dies_and_comes_back(
 
     with pytest.raises(DsmError) as caught:
         site.run(checkpoint=step)
-    assert [reason.code for reason in caught.value.reasons] == ["SSH_REFUSED"]
+    assert {reason.code for reason in caught.value.reasons} <= {"SSH_REFUSED", "CONNECTION_LOST"}
     site.sshd.start()
     result = site.run()
     assert result.report.reused >= 10 * RANGE
@@ -335,7 +335,7 @@ def test_f12_a_source_that_changes_while_it_is_read_is_never_published(
     with pytest.raises(DsmError) as caught:
         site.run(checkpoint=step)
     assert [reason.code for reason in caught.value.reasons] == ["SOURCE_CHANGED"]
-    assert not site.published() and not list((site.cluster / "incoming").iterdir())
+    assert not site.published() and not site.incoming
     if how != "removed":
         site.at(path, 300)
         result = site.run()
@@ -345,13 +345,13 @@ def test_f12_a_source_that_changes_while_it_is_read_is_never_published(
 def test_f12_attempts_never_mix_two_versions_of_a_file(site: Site, small_ranges: None) -> None:
     path = big(site)
     kill_at(site, "range landed", 20)
-    assert list((site.cluster / "incoming").iterdir())
+    assert site.incoming
     path.write_bytes(random.Random(8).randbytes(path.stat().st_size))
     site.at(path, 300)
     result = site.run()
     assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert any("no longer the same" in note for note in result.notes)
-    assert result.report.reused == 0 and not list((site.cluster / "incoming").iterdir())
+    assert result.report.reused == 0 and not site.incoming
 
 
 def test_a_drop_box_below_a_link_works_and_a_link_inside_it_is_not_followed(site: Site) -> None:
@@ -392,7 +392,7 @@ def test_f10_a_bit_that_flips_before_anything_was_hashed_shows_against_the_hash_
     with pytest.raises(DsmError) as caught:
         site.run(sources=[source])
     assert [reason.code for reason in caught.value.reasons] == ["SOURCE_HASH"] and caught.value.reasons[0].remedy
-    assert not site.published() and not list((site.cluster / "incoming").iterdir())
+    assert not site.published() and not site.incoming
     with open(path, "r+b") as file:
         file.seek(1_234_567)
         file.write(bytes([byte]))
@@ -424,7 +424,7 @@ def test_f10_a_bit_that_flips_between_landing_and_publishing(
     with pytest.raises(DsmError) as caught:
         site.run()
     assert damaged and [reason.code for reason in caught.value.reasons] == ["DAMAGED"]
-    assert not site.published() and not list((site.cluster / "incoming").iterdir())
+    assert not site.published() and not site.incoming
     assert site.run().backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -475,7 +475,7 @@ def test_f09_killed_at_every_step_and_run_again(site: Site, step: str, small_ran
     (backup,) = result.backups
     assert backup["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert backup["already"] == (step in ("manifest written", "incoming removed", "recorded"))
-    assert not list((site.cluster / "incoming").iterdir())
+    assert not site.incoming
     assert not (site.cluster / "lock").exists()
     assert len(list((site.cluster / "backups").iterdir())) == 1
     chain = ClusterStore.require(str(site.store), fingerprint=FINGERPRINT).ledger.trusted()
@@ -667,7 +667,7 @@ def test_f13_the_disk_fills_up_while_bytes_land(
     (site.store / "filler").unlink()
     assert site.published() == published
     # Room is given back, unless all bytes had landed and only publishing was left to do.
-    kept = list((site.cluster / "incoming").iterdir())
+    kept = site.incoming
     assert not kept or offset > 2 * MEBI
     assert verified(site) == ["ok"]
     assert len(site.run().backups) == 2 and verified(site) == ["ok", "ok"]
@@ -808,6 +808,11 @@ def test_f23_a_flipped_bit_at_any_place_of_a_backup_is_found(kept: Site) -> None
 def test_nothing_published_is_a_failure_and_not_an_empty_success(site: Site) -> None:
     (site.source / "empty").touch()
     site.ship()
+    nobody = run_module("backup_verify", {"store": str(site.store)})
+    assert nobody.failed and nobody.codes == ["UNKNOWN_CLUSTER"] and nobody.remedy
+    (site.source / "empty").unlink()
+    site.deliver()
+    kill_at(site, "incoming made")
     result = run_module("backup_verify", {"store": str(site.store)})
     assert result.failed and result.codes == ["NO_BACKUP"] and result.remedy
 
@@ -901,7 +906,7 @@ def test_f14_leftovers_of_a_source_that_is_gone_are_cleared(site: Site, small_ra
     site.deliver()
     result = site.run()
     assert [item["id"][:8] for item in result.backups] == ["00000002"]
-    assert not list((site.cluster / "incoming").iterdir())
+    assert not site.incoming
 
 
 # -- to the node -----------------------------------------------------------------------------------------------------

@@ -365,6 +365,7 @@ def test_paths_that_cannot_be_used(site: Site, path: str) -> None:
 
 def test_a_source_without_backups(site: Site) -> None:
     refused(site.ship(), "SOURCE_EMPTY")
+    assert not list(site.store.iterdir()), "a refusal made a part of the store"
     refused(site.ship(sources=[site.sshd.login(path=f"{site.source}/absent/*")]), "SOURCE_UNREADABLE")
 
 
@@ -450,7 +451,7 @@ def test_f02_a_delivery_cut_at_any_sixteenth_is_refused(site: Site, sixteenth: i
     path.write_bytes(data[: len(data) * sixteenth // 16])
     site.at(path, 600)
     refused(site.ship(), "TRUNCATED")
-    assert not site.published() and not list((site.cluster / "incoming").iterdir())
+    assert not site.published() and not site.incoming
 
 
 def test_a_growing_delivery_is_refused_until_it_is_quiet(site: Site) -> None:
