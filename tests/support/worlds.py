@@ -587,6 +587,29 @@ class BackupPin(_WithBackup):
         self.params.update(id=backup.name, who="j.doe", why="before the upgrade")
 
 
+class SourceClean(World):
+    """A landing host with three deliveries, all of them in the store."""
+
+    module = "source_clean"
+    here = "landing"
+    refused = {"older_than": 5}
+
+    def make(self) -> None:
+        drop = self.root / "drop"
+        drop.mkdir()
+        backups = []
+        for number in (1, 2, 3):
+            path = drop / f"backup_{number}"
+            path.write_bytes(b"rows" * number)
+            os.utime(path, (1000.0, 1000.0))
+            sha256 = hashlib.sha256(b"rows" * number).hexdigest()
+            file = {"path": path.name, "size": 4 * number, "mtime": 1000, "sha256": sha256}
+            source = {"host": "192.0.2.50", "path": str(path), "layout": "single"}
+            found = {"id": f"b{number}", "sequence": number, "published": True, "verified": True}
+            backups.append({**found, "source": source, "files": [file]})
+        self.params = {"backups": backups, "host": "192.0.2.50", "root": str(drop), "older_than": 86400}
+
+
 class LedgerRead(_WithBackup):
     module = "ledger"
     refused = {"state": "verified", "cluster_id": "0" * 16}
@@ -610,5 +633,5 @@ class LedgerAppended(_WithBackup):
 WORLDS: list[type[World]] = [
     BackupConfig, BackupInfo, BackupPart, BackupPin, BackupPrune, BackupRun, BackupShip, BackupVerify, CanaryPresent,
     CanaryWritten, ClusterCreate, ClusterInfo, ClusterJoin, ClusterRemove, ClusterReset, ClusterWaitFor,
-    DatacenterLabel, HealthInfo, JoinToken, JoinTokenAbsent, LedgerAppended, LedgerRead, Restore,
+    DatacenterLabel, HealthInfo, JoinToken, JoinTokenAbsent, LedgerAppended, LedgerRead, Restore, SourceClean,
 ]  # fmt: skip
