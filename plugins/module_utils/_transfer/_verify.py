@@ -103,7 +103,10 @@ def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
     result = VerifyResult(turn=_turn(store, request))
     _judge_store(request, published, folded, result)
     _judge_parts(store, request, published, result)
-    _judge_ledger(store, chain, published, folded, result)
+    untrusted = _judge_ledger(chain, published)
+    result.reasons.extend(untrusted)
+    if not request.ids and not request.newest and not untrusted:
+        _judge_completeness(store, published, folded, result)
     if request.ids:
         chosen = [entries.get(name) or _absent(name) for name in request.ids]
     elif request.newest:
@@ -298,22 +301,19 @@ def _some(names: t.Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _judge_ledger(
-    store: ClusterStore,
-    chain: ledger.Chain,
-    published: t.Sequence[Entry],
-    folded: ledger.Folded,
-    result: VerifyResult,
+def _judge_ledger(chain: ledger.Chain, published: t.Sequence[Entry]) -> list[Reason]:
+    """Why the ledger cannot be trusted: it is broken, or lacks the event that a manifest says was its last."""
+    broken = [
+        Reason("LEDGER_BROKEN", problem.message, "Module ledger, state verified, says where.", hard=False)
+        for problem in chain.problems
+    ]
+    return broken or lost_history(chain, published)
+
+
+def _judge_completeness(
+    store: ClusterStore, published: t.Sequence[Entry], folded: ledger.Folded, result: VerifyResult
 ) -> None:
-    """The ledger holds together, still has the event that each manifest says was its last, and knows each backup as the
-    store knows what the ledger says it has."""
-    for problem in chain.problems:
-        result.reasons.append(
-            Reason("LEDGER_BROKEN", problem.message, "Module ledger, state verified, says where.", hard=False)
-        )
-    if chain.problems:
-        return
-    result.reasons.extend(lost_history(chain, published))
+    """The store has what the ledger says it has, and the ledger knows what the store has."""
     here = {entry.id for entry in published}
     lost = [name for name in folded.backups if name not in here and not store.has_manifest(name)]
     if lost:
