@@ -103,3 +103,11 @@ def test_every_command_ran_as_often_as_it_had_to_and_no_more(host):
 def test_the_isolation_of_the_drill_is_lifted(host):
     of(host, "dr1")
     assert host.addr("10.66.1.11").port(22).is_reachable
+
+
+def test_no_backup_of_the_trial_was_even_tried(host):
+    """Its config.yaml said every minute, to production's own directory."""
+    of(host, "dr1")
+    with host.sudo():
+        assert "* * * * *" in host.file("/etc/dsm/config.yaml").content_string
+        assert not host.file("/var/log/standin-backup.log").exists

@@ -8,6 +8,7 @@ each of these can come about are in test_refusals.py and test_faults.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
@@ -105,6 +106,15 @@ def test_wrong_use_store_full(tiny: None, kept: Site) -> None:
     kept.deliver(size=3_000_000)
     result = refused(kept, ["STORE_FULL"], kept.ship)
     assert result.details["bytes"] == 0
+
+
+def test_wrong_use_store_full_to_the_last_byte(tiny: None, kept: Site) -> None:
+    """Not even a lease can be written."""
+    kept.deliver()
+    with open(kept.store / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"f" * 4096)
+    refused(kept, ["STORE_FULL"], kept.ship)
 
 
 def test_wrong_use_ssh_refused(kept: Site, tmp_path: Path) -> None:
