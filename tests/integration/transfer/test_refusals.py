@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -59,7 +61,7 @@ def test_f16_a_changed_host_key_is_refused_with_both_fingerprints(
     assert not site.published()
 
 
-def test_f16_an_unknown_host_is_refused_with_its_fingerprint(site: Site, tmp_path: Path) -> None:
+def test_wrong_use_f16_an_unknown_host_is_told_its_fingerprint(site: Site, tmp_path: Path) -> None:
     site.deliver()
     empty = tmp_path / "known_hosts"
     empty.write_text("")
@@ -127,13 +129,13 @@ def test_a_name_that_does_not_resolve(site: Site) -> None:
     refused(site.ship(sources=[site.sshd.login(path="/x/*", host="no-such-host.invalid")]), "SSH_UNREACHABLE")
 
 
-def test_no_sftp_subsystem(site: Site, own_server: Callable[..., Sshd]) -> None:
+def test_wrong_use_no_sftp_subsystem(site: Site, own_server: Callable[..., Sshd]) -> None:
     site.deliver()
     site.sshd = own_server("Subsystem none")
     refused(site.ship(), "SFTP_MISSING")
 
 
-def test_a_subsystem_that_only_talks(site: Site, own_server: Callable[..., Sshd]) -> None:
+def test_wrong_use_a_subsystem_that_only_talks(site: Site, own_server: Callable[..., Sshd]) -> None:
     site.deliver()
     site.sshd = own_server("Subsystem sftp /bin/echo This account is not available.")
     refused(site.ship(), "SFTP_MISSING")
@@ -155,14 +157,14 @@ def test_a_key_that_the_host_does_not_know(site: Site, tmp_path: Path) -> None:
     refused(site.ship(sources=[site.sshd.login(path=f"{site.source}/*", key_file=str(key))]), "AUTH_REFUSED")
 
 
-def test_a_key_that_others_may_read(site: Site, tmp_path: Path) -> None:
+def test_wrong_use_a_key_that_others_may_read(site: Site, tmp_path: Path) -> None:
     key = keygen(tmp_path / "open")
     key.chmod(0o640)
     assert "0640" in refused(site.ship(sources=[site.sshd.login(path="/x/*", key_file=str(key))]), "KEY_PERMISSIONS")
 
 
 @pytest.mark.parametrize("content", [None, "", "nonsense\n", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n"])
-def test_a_key_that_is_none(site: Site, tmp_path: Path, content: str | None) -> None:
+def test_wrong_use_a_key_that_is_none(site: Site, tmp_path: Path, content: str | None) -> None:
     key = tmp_path / "key"
     if content is not None:
         key.write_text(content)
@@ -171,7 +173,7 @@ def test_a_key_that_is_none(site: Site, tmp_path: Path, content: str | None) -> 
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
-def test_encrypted_keys_and_their_passphrase(site: Site, tmp_path: Path, kind: str) -> None:
+def test_wrong_use_a_passphrase_missing_or_wrong(site: Site, tmp_path: Path, kind: str) -> None:
     site.deliver()
     key = keygen(tmp_path / "key", kind, CANARY)
     authorized = site.sshd.directory / "authorized"
@@ -275,11 +277,11 @@ def test_no_store(site: Site) -> None:
         {"stall_timeout": 0},
     ],
 )
-def test_options_that_cannot_be_meant(site: Site, changes: dict[str, Any]) -> None:
+def test_wrong_use_options_that_cannot_be_meant(site: Site, changes: dict[str, Any]) -> None:
     refused(site.ship(**changes), "BAD_OPTION")
 
 
-def test_all_bad_options_are_told_at_once(site: Site) -> None:
+def test_wrong_use_all_bad_options_are_told_at_once(site: Site) -> None:
     result = site.ship(rate_limit=-1, workers=0, snapshot_started="x")
     assert len(result.reasons) == 3
 
@@ -348,7 +350,7 @@ def test_a_store_that_cannot_be_understood_is_refused(site: Site, damage: str) -
     assert site.ship().error_code.startswith("STORE_")
 
 
-def test_the_source_is_not_the_store(site: Site) -> None:
+def test_wrong_use_the_source_is_the_store(site: Site) -> None:
     refused(site.ship(sources=[{"path": str(site.store)}]), "SOURCE_IS_STORE")
     refused(site.ship(sources=[{"path": f"{site.store}/*/backups"}]), "SOURCE_IS_STORE")
 
@@ -359,11 +361,11 @@ def test_the_source_is_not_the_store(site: Site) -> None:
 @pytest.mark.parametrize(
     "path", ["relative/*", "", "/x/../etc/*", "/x\n/*", "/x/./*"], ids=["relative", "empty", "climbs", "newline", "dot"]
 )
-def test_paths_that_cannot_be_used(site: Site, path: str) -> None:
+def test_wrong_use_paths_that_cannot_be_used(site: Site, path: str) -> None:
     refused(site.ship(sources=[site.sshd.login(path=path)]), "BAD_SOURCE")
 
 
-def test_a_source_without_backups(site: Site) -> None:
+def test_wrong_use_a_source_without_backups(site: Site) -> None:
     refused(site.ship(), "SOURCE_EMPTY")
     assert not list(site.store.iterdir()), "a refusal made a part of the store"
     refused(site.ship(sources=[site.sshd.login(path=f"{site.source}/absent/*")]), "SOURCE_UNREADABLE")
@@ -377,12 +379,12 @@ def test_f01_zero_bytes_are_refused_and_the_good_one_is_published(site: Site) ->
     assert [item.source["path"] for item in site.published().values()] == [str(site.source / "good.tar.gz")]
 
 
-def test_an_empty_directory_is_refused(site: Site) -> None:
+def test_wrong_use_an_empty_directory(site: Site) -> None:
     (site.source / "20261122").mkdir()
     refused(site.ship(), "EMPTY_DIRECTORY")
 
 
-def test_odd_things_in_a_backup_are_all_told(site: Site) -> None:
+def test_wrong_use_odd_things_in_a_backup_are_all_told(site: Site) -> None:
     top = site.source / "20261122"
     top.mkdir()
     (top / "good").write_bytes(b"x")
@@ -408,7 +410,7 @@ def test_odd_things_in_a_backup_are_all_told(site: Site) -> None:
     assert not site.ship().changed
 
 
-def test_names_with_spaces_and_dashes_are_fine(site: Site) -> None:
+def test_wrong_use_names_with_spaces_and_dashes_do_no_harm(site: Site) -> None:
     site.deliver("-rf a b;c $(x) 'q'.tar.gz")
     result = site.ship()
     assert result.changed, result.output
@@ -507,14 +509,66 @@ def test_f17_deliveries_from_the_future_are_shipped_in_the_order_of_the_store(si
     assert run_module("backup_info", {"store": str(site.store)}).backups[-1]["source"]["path"].endswith("past.tar.gz")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root reads what others may not")
-def test_an_unreadable_file_among_many(site: Site, own_server: Callable[..., Sshd]) -> None:
-    """internal-sftp runs as the user who logs in, so the file must be out of reach for root too: a device does that."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a device")
+def test_wrong_use_a_device_among_many_files(site: Site) -> None:
     top = site.source / "t"
     top.mkdir()
     (top / "good").write_bytes(b"x")
     subprocess.run(["mknod", str(top / "disk"), "b", "7", "200"], check=True)
     refused(site.ship(), "NOT_A_FILE")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else at the source")
+def test_wrong_use_one_unreadable_file_among_many(site: Site, tmp_path: Path) -> None:
+    """The source's user is not the one who delivered. Nothing of the backup is published, others are."""
+    with tempfile.TemporaryDirectory() as name:
+        open_to_all = Path(name)
+        open_to_all.chmod(0o755)
+        sshd = Sshd(open_to_all / "sshd", options=["ForceCommand internal-sftp -R"]).start()
+        try:
+            source = open_to_all / "backup"
+            (source / "t").mkdir(parents=True)
+            for number in range(20):
+                (source / "t" / f"part {number}").write_bytes(os.urandom(1000))
+            (source / "t" / "part 7").chmod(0o600)
+            (source / "whole").write_bytes(os.urandom(5000))
+            for path in source.rglob("*"):
+                site.at(path, 600)
+            login = sshd.login(path=f"{source}/*", user="nobody")
+            result = site.ship(sources=[login])
+            assert "part 7" in refused(result, "SOURCE_UNREADABLE")
+            assert [item.archive.path for item in site.published().values() if item.archive] == ["whole"]
+            assert not site.incoming
+            (source / "t" / "part 7").chmod(0o644)
+            assert len(site.ship(sources=[login]).backups) == 2
+        finally:
+            sshd.stop()
+
+
+def test_wrong_use_quota_exceeded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system says EDQUOT, which no file system of this test can be made to say."""
+    site.deliver("kept.tar.gz", age=900)
+    assert site.ship().changed
+    kept = site.published()
+    site.deliver()
+    write = os.pwrite
+
+    def over_quota(descriptor: int, data: bytes, offset: int) -> int:
+        if "/data/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return write(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", over_quota)
+    assert "quota" in refused(site.ship(), "STORE_FULL")
+    assert site.published() == kept and not site.incoming
+
+
+@pytest.mark.parametrize("option", ["Ciphers aes128-ctr", "Ciphers aes256-gcm@openssh.com", "RekeyLimit 1M"])
+def test_servers_with_other_ciphers_and_with_rekeying(site: Site, own_server: Callable[..., Sshd], option: str) -> None:
+    path = site.deliver(size=9_000_000)
+    site.sshd = own_server(option)
+    result = site.ship()
+    assert result.changed and result.bytes == path.stat().st_size, result.output
 
 
 def test_identify_argv_tells_foreign_backups(site: Site) -> None:

@@ -1,0 +1,111 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The processes that move bytes: they share one cap, obey, and end when whoever gives the orders does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pace import Pace
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Pool
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._worker import Rest, Resting
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended (it may still wait to be asked how)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_several_processes_share_one_cap() -> None:
+    pace = Pace()
+    started = time.monotonic()
+    children = []
+    for _number in range(4):
+        child = os.fork()
+        if child == 0:
+            due = [pace.due(1000, 100_000.0) for _index in range(25)]
+            os._exit(0 if due == sorted(due) else 1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    # 100 000 bytes at 100 000 a second are due within one second, but for what may be caught up at once.
+    assert 0.8 <= pace.due(1000, 100_000.0) - started <= 1.2
+    pace.close()
+
+
+def test_a_pause_is_not_caught_up_at_once() -> None:
+    pace = Pace()
+    first = pace.due(1000, 10_000.0)
+    time.sleep(0.5)
+    assert pace.due(1000, 10_000.0) - first >= 0.35
+    pace.close()
+
+
+def test_the_cap_survives_who_is_killed_in_the_middle_of_it() -> None:
+    pace = Pace()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, b"x")
+        while True:
+            pace.due(1, 1e12)
+    os.read(reading, 1)
+    time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    started = time.monotonic()
+    pace.due(1, 1e12)
+    assert time.monotonic() - started < 1
+    pace.close()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_workers_answer_and_end_with_the_pool() -> None:
+    with Pool(3, remote=False) as pool:
+        pids = [member.pid for member in pool.members]
+        for member in pool.members:
+            member.send(Rest())
+        answers: list[int] = []
+        deadline = time.monotonic() + 10
+        while len(answers) < 3 and time.monotonic() < deadline:
+            for member, message in pool.hear(0.1):
+                assert isinstance(message, Resting) and 0 < message.memory < 1 << 30
+                answers.append(member.number)
+        assert sorted(answers) == [0, 1, 2]
+    assert all(gone(pid) for pid in pids)
+
+
+def test_a_worker_that_died_is_told_once_and_takes_no_orders() -> None:
+    with Pool(2, remote=False) as pool:
+        victim = pool.members[0]
+        os.kill(victim.pid, signal.SIGKILL)
+        heard = pool.hear(5.0)
+        assert heard == [(victim, None)]
+        assert "SIGKILL" in victim.end() and pool.alive == [pool.members[1]]
+        victim.send(Rest())
+        assert pool.hear(0.0) == []
+
+
+def test_workers_end_when_their_parent_is_killed() -> None:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        pool = Pool(4, remote=False)
+        os.write(writing, " ".join(str(member.pid) for member in pool.members).encode())
+        signal.pause()
+    workers = [int(pid) for pid in os.read(reading, 1000).split()]
+    assert len(workers) == 4 and not any(gone(pid) for pid in workers)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    deadline = time.monotonic() + 5
+    while not all(gone(pid) for pid in workers):
+        assert time.monotonic() < deadline, "orphans"
+        time.sleep(0.01)
+    os.close(reading)
+    os.close(writing)
