@@ -25,7 +25,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.notes im
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_text
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _prune, _store
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _metrics, _prune, _store
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import say
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import (
     PruneRequest,
@@ -103,6 +103,70 @@ def test_it_removes_what_the_plan_says_and_records_it(filler: Filler) -> None:
     assert any("goes" in line and "COUNT" in line for line in done.returns()["table"])
 
 
+def test_what_it_returns(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+    returned = run(filler, Policy(keep=1, max_copies=2, max_age=10.0**8)).returns()
+    plan, lines = returned.pop("plan"), returned.pop("table")
+    assert returned == {
+        "removed": ids[:1],
+        "cleared": [],
+        "freed": returned["freed"],
+        "verified": 3,
+        "verified_after": 2,
+        "frozen": "",
+        "missing": 0,
+        "next_expiry": returned["next_expiry"],
+        "notes": [],
+        "accepted": [],
+    }
+    assert returned["freed"] > 10 and str(returned["next_expiry"]).endswith("Z")
+    assert [(one["id"], one["remove"], one["verdict"], one["bytes"]) for one in plan] == [
+        (ids[0], True, "ok", 10),
+        (ids[1], False, "ok", 10),
+        (ids[2], False, "ok", 10),
+    ]
+    assert plan[0]["age"] == 3600 and plan[0]["reasons"][0]["message"] == "2 verified copies are newer, 2 are wanted"
+    assert len(lines) == 4 and lines[0].split() == ["BACKUP", "BYTES", "VERDICT", "WHY"]
+    unknown = Filler(filler.path.parent.parent / "other", 1)
+    fill(unknown, "failed")
+    returned = run(unknown).returns()
+    assert returned["frozen"] == "nothing in the store is verified" and returned["plan"][0]["age"] is None
+    assert returned["next_expiry"] is None and (returned["verified"], returned["verified_after"]) == (0, 0)
+
+
+def test_metrics_and_policy_are_written_at_the_end(filler: Filler, tmp_path: Path) -> None:
+    fill(filler, "ok", "ok", "ok", "ok")
+    path = tmp_path / "dsm.prom"
+    run(filler, Policy(keep=1, max_copies=1, max_age=10.0**8), metrics=str(path), check=True)
+    assert not path.exists() and not (filler.path / "retention.json").exists()
+    run(filler, Policy(keep=1, max_copies=1, max_age=10.0**8), metrics=str(path), need=7)
+    text = path.read_text()
+    assert f'kmsops_dsm_store_verified_copies{{cluster="{CLUSTER}"}} 1\n' in text
+    assert (
+        "next_expiry_timestamp_seconds{" in text and text.endswith("# EOF\n") and path.stat().st_mode & 0o777 == 0o644
+    )
+    assert _metrics.read_policy(store_of(filler)) == Policy(keep=1, max_copies=1, max_age=10.0**8, need=7)
+    for bad in (b"", b"{}", b'{"schema": 1}', b'{"schema": 1, "keep": 0}', b'{"schema": 2, "keep": 1}'):
+        (filler.path / "retention.json").write_bytes(bad)
+        assert _metrics.read_policy(store_of(filler)) is None
+    _metrics.write(store_of(filler), str(path))
+    assert "next_expiry" not in path.read_text()
+
+
+def test_metrics_that_cannot_be_written_undo_nothing(
+    filler: Filler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+
+    def broken(_store: ClusterStore, path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(_metrics, "write", broken)
+    error = refused(filler, metrics=str(tmp_path / "dsm.prom"))
+    assert error.code == "REMOVE_FAILED" and "dsm.prom" in error.reasons[0].message
+    assert error.details["removed"] == ids[:1]
+
+
 @pytest.mark.parametrize(
     ("policy", "more", "code"),
     [
@@ -110,6 +174,7 @@ def test_it_removes_what_the_plan_says_and_records_it(filler: Filler) -> None:
         (Policy(keep=2, max_copies=1), {}, "BAD_POLICY"),
         (TWO, {"need": -1}, "BAD_POLICY"),
         (TWO, {"headroom": -0.1}, "BAD_POLICY"),
+        (TWO, {"headroom": float("inf")}, "BAD_POLICY"),
         (TWO, {"incoming_grace": float("nan")}, "BAD_POLICY"),
         (TWO, {"metrics": "relative.prom"}, "BAD_METRICS"),
         (TWO, {"metrics": "/nonexistent/dsm.prom"}, "BAD_METRICS"),
@@ -144,7 +209,7 @@ def dead(filler: Filler) -> None:
 
 def test_f09_killed_at_every_step_and_run_again(tmp_path: Path) -> None:
     """The floor stands at every moment, what is half removed is no backup, and the next run ends as one that lived."""
-    steps = 0
+    steps, unfinished = 0, False
     for at in itertools.count():
         root = tmp_path / str(at)
         filler = Filler(root, 8)
@@ -160,12 +225,19 @@ def test_f09_killed_at_every_step_and_run_again(tmp_path: Path) -> None:
                 assert (filler.backups / entry.id / "data" / "backup.bin").read_bytes() == b"0123456789"
         done = run(filler)
         assert here(filler) == ["4", "5"] and sorted(os.listdir(filler.backups)) == ids[3:]
-        assert sorted(events(filler)) == ids[:3]
+        recorded = events(filler)
+        assert sorted(recorded) == ids[:3]
+        assert {tuple(data["codes"]) for data in recorded.values()} <= {
+            ("COUNT",),
+            ("COUNT", "FAILED"),
+            ("UNFINISHED",),
+        }
+        unfinished = unfinished or any(data["codes"] == ["UNFINISHED"] for data in recorded.values())
         assert not run(filler).changed
         shutil.rmtree(root)
         if done.plan is not None and not done.changed:
             break
-    assert steps == 3 * 4 + 1
+    assert steps == 3 * 4 + 1 and unfinished
 
 
 def test_f09_killed_while_the_directory_itself_was_removed(filler: Filler) -> None:
@@ -414,6 +486,36 @@ def test_a_broken_ledger_stops_it_and_a_rolled_back_one_asks(filler: Filler) -> 
     assert here(filler) == ["1", "2", "3", "4"]
     done = run(filler, Policy(keep=1, max_copies=1), accept=["LEDGER_ROLLED_BACK"])
     assert done.removed == ids[:1] and done.accepted[0].code == "LEDGER_ROLLED_BACK"
+
+
+def test_several_failures_have_one_name_together(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok", "ok", "ok")
+    (filler.backups / ids[4] / "data" / "backup.bin").unlink()
+    with store_of(filler).reading(ids[0]):
+        error = refused(filler)
+    assert error.code == "PRUNE_INCOMPLETE"
+    assert sorted(reason.code for reason in error.reasons) == ["BEING_READ", "MISSING_FILE"]
+    assert error.message == "Pruning is not complete (1 removed, 2 not as wanted)."
+
+
+def test_check_mode_counts_what_would_become_free(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half removed and forgotten things make room too."""
+    ids = fill(filler, "ok", "ok", "ok")
+    store_of(filler).unpublish(ids[0])
+    stale = filler.path / "incoming" / "00000009-20260101T000000Z"
+    stale.mkdir(parents=True)
+    (stale / "journal.jsonl").write_bytes(bytes(500))
+    os.utime(stale / "journal.jsonl", (1, 1))
+    left = sum(path.stat().st_size for path in (filler.backups / ids[0]).rglob("*") if path.is_file()) + 500
+    monkeypatch.setattr(ClusterStore, "free", lambda _self: (0, 1000))
+    planned = run(filler, need=left, check=True)
+    assert planned.removed == [] and planned.cleared == [ids[0], stale.name]
+    assert planned.before == {"backups": [ids[0]], "incoming": [stale.name]}
+    assert refused(filler, need=left + 1, check=True).details["missing"] == 1
+    monkeypatch.undo()
+    done = run(filler)
+    assert (done.before, done.after) == (planned.before, planned.after)
+    assert done.freed == left and done.cleared == [stale.name]
 
 
 @pytest.mark.parametrize("days", [-400, -1, 1, 400])

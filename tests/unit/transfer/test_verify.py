@@ -291,6 +291,74 @@ def test_an_empty_store_fails(filler: Filler) -> None:
     assert refuse_failed(result, [], True) == []
 
 
+def test_a_ledger_that_cannot_be_trusted_is_said_and_nothing_else_is_asked_of_it(filler: Filler) -> None:
+    filler.publish()
+    head = filler.head
+    assert head is not None
+    filler.publish(ledger={"sequence": head.sequence, "hash": head.hash})
+    filler.close()
+    path = filler.path / "ledger.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    shutil.rmtree(filler.backups / filler.ids[0])
+    path.write_bytes(lines[0])
+    rolled = run(filler)
+    assert doubts(rolled) == ["LEDGER_ROLLED_BACK"] and not rolled.reasons[0].hard
+    path.write_bytes(lines[0].replace(b"5.4", b"5.5") + b"".join(lines[1:]))
+    broken = run(filler)
+    assert doubts(broken) == ["LEDGER_BROKEN"] and not broken.reasons[0].hard
+    assert path.read_bytes().startswith(lines[0].replace(b"5.4", b"5.5")) and len(path.read_bytes().splitlines()) == 4
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, ""), (5, ""), (6, " and 1 more"), (7, " and 2 more")])
+def test_many_names_are_cut_short(filler: Filler, count: int, said: str) -> None:
+    for _index in range(count + 1):
+        filler.publish()
+    filler.close()
+    for name in filler.ids[:count]:
+        shutil.rmtree(filler.backups / name)
+    (lost,) = run(filler, record=False).reasons
+    names = ", ".join(filler.ids[: min(count, 5)])
+    assert lost.message == f"{names}{said} was published and never pruned, and is not here any more."
+
+
+def test_a_wreck_with_a_bad_manifest_is_failed_and_not_lost(filler: Filler) -> None:
+    filler.publish()
+    filler.publish()
+    filler.close()
+    (filler.backups / filler.ids[0] / "manifest.json").write_bytes(b"?")
+    result = run(filler)
+    assert doubts(result) == [] and [one.verdict for one in result.verdicts] == ["failed", "ok"]
+
+
+def test_what_is_wrong_is_counted(filler: Filler) -> None:
+    for content in (b"1", b"2", b"3"):
+        filler.publish(files=(("a", content),))
+    filler.close()
+    (filler.backups / filler.ids[0] / "data" / "a").write_bytes(b"?")
+    (filler.backups / filler.ids[1] / "data" / "a").unlink()
+    result = run(filler)
+    with pytest.raises(DsmError) as caught:
+        refuse_failed(result, [], False)
+    assert caught.value.message == "Verification failed (2 of 3 backups)." and caught.value.code == "VERIFY_FAILED"
+    assert [one["verdict"] for one in caught.value.details["verdicts"]] == ["failed", "failed", "ok"]
+    result.verdicts.pop(1)
+    with pytest.raises(DsmError) as caught:
+        refuse_failed(result, [], False)
+    assert caught.value.code == "CORRUPT"
+
+
+def test_a_file_that_is_not_right_was_not_read_in_full(filler: Filler) -> None:
+    name = filler.publish(files=(("a", b"1"), ("b", b"2"), ("c", b"3")), sealed=())
+    filler.close()
+    data = filler.backups / name / "data"
+    (data / "a").write_bytes(b"?")
+    (data / "b").unlink()
+    (data / "b").symlink_to("c")
+    (verdict,) = run(filler).verdicts
+    assert (verdict.files, verdict.bytes) == (2, 2)
+    assert read_reads(store_of(filler), name) == {}
+
+
 # -- the newest one ----------------------------------------------------------------------------------------------------
 
 
