@@ -130,7 +130,7 @@ def catalogue(modules: Modules, asked: Asked, support: Path, scratch: Path, rows
     store, cluster_id = make_catalogue(modules, support, scratch, count)
     common = {"store": str(store), "cluster_id": cluster_id}
     for number in range(1, asked.rounds + 1):
-        listed, listing = run_module(modules, "backup_info", common)
+        listed, listing = run_module(modules, "backup_info", {**common, "details": False})
         planned, planning = run_module(modules, "backup_prune", {**common, **RETENTION}, check=True)
         for found, what in ((listed["backups"], "lists"), (planned["plan"], "plans for")):
             if len(found) != count:
