@@ -86,6 +86,7 @@ def changed(change: dict[str, Any], resealed: bool = True) -> bytes:
         (changed({"schema": True}), "UNKNOWN_SCHEMA"),
         (changed({"kind": "other"}), "UNKNOWN_SCHEMA"),
         (changed({"more": 1}), "UNKNOWN_KEY"),
+        (json.dumps({"kind": notes.KIND, "schema": 1, "id": BACKUP}).encode(), "MISSING_KEY"),
         (changed({"pin": None}, resealed=False), "CHECKSUM"),
         (changed({"id": "other"}), "FOREIGN"),
         (changed({"cluster_id": "other"}), "FOREIGN"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -271,6 +272,22 @@ def test_f08_a_living_owner_is_not_disturbed_and_a_dead_one_is_taken_over(filler
     assert "Took over the lease of run ship-7" in done.notes[0] and len(done.removed) == 1
 
 
+def test_f08_whoever_lost_the_lease_removes_nothing_more(filler: Filler) -> None:
+    fill(filler, "ok", "ok", "ok", "ok")
+    me = _store.this_process()
+    other = catalogue.Lease("ship-8", catalogue.Owner("elsewhere", "b", 1, 1), utc_text(0), utc_text(time.time() + 900))
+    steps = itertools.count()
+
+    def checkpoint(step: str) -> None:
+        if step == "chosen" and next(steps) == 1:
+            (filler.path / "lock").write_bytes(catalogue.dump_lease(other))
+
+    error = refused(filler, checkpoint=checkpoint)
+    assert error.code == "LEASE_LOST" and me.host != "elsewhere"
+    assert here(filler) == ["2", "3", "4"]
+    assert catalogue.parse_lease((filler.path / "lock").read_bytes()) == other
+
+
 def test_f22_what_is_being_read_stays_and_the_rest_goes(filler: Filler) -> None:
     ids = fill(filler, "ok", "ok", "ok", "ok")
     with store_of(filler).reading(ids[0]):
@@ -356,7 +373,17 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
 def test_f13_a_disk_without_a_single_free_byte_is_no_trap(filler: Filler, full: dict[str, bool]) -> None:
     """Not even the lease can be written."""
     ids = fill(filler, "ok", "ok", "ok", "ok")
-    done = run(filler)
+    looked = []
+
+    def checkpoint(_step: str) -> None:
+        descriptor = os.open(filler.path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+        looked.append(_step)
+
+    done = run(filler, checkpoint=checkpoint)
+    assert looked, "nobody else can change this part of the store meanwhile"
     assert done.removed == ids[:2] and not full["full"]
     assert sorted(events(filler)) == ids[:2]
     assert not (filler.path / "lock").exists()
@@ -435,6 +462,16 @@ def test_f24_what_is_not_understood_is_not_counted(filler: Filler) -> None:
     path.write_bytes(path.read_bytes().replace(b'"5.4.2031"', b'"5.4.2032"'))
     assert run(filler).removed == ids[:1]
     assert here(filler) == ["2", "3"]
+
+
+def test_f24_a_backup_that_lost_its_manifest_is_no_half_done_removal(filler: Filler) -> None:
+    """Its data may be all that is left of it: a rule may let it go, nothing else does."""
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    (filler.backups / ids[1] / "manifest.json").unlink()
+    done = run(filler, Policy(keep=1, max_age=1e9))
+    assert (done.removed, done.cleared, done.changed) == ([], [], False)
+    assert (filler.backups / ids[1] / "data" / "backup.bin").exists()
+    assert run(filler, Policy(keep=1, max_age=1e9, failed_grace=1.0)).removed == [ids[1]]
 
 
 def test_f24_what_is_not_ours_is_never_removed(filler: Filler) -> None:
