@@ -350,6 +350,31 @@ def test_f15_a_backup_that_is_being_published_right_now_is_no_wreck(filler: Fill
 # -- the disk ----------------------------------------------------------------------------------------------------------
 
 
+def locked(filler: Filler) -> bool:
+    """Whether nobody else could decide about this part of the store now."""
+    descriptor = os.open(filler.path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def test_f15_a_pin_waits_while_a_removal_is_decided_and_not_longer(filler: Filler) -> None:
+    fill(filler, "ok", "ok", "ok")
+    seen: dict[str, bool] = {}
+    run(filler, checkpoint=lambda step: seen.update({step: locked(filler)}))
+    assert seen == {
+        "chosen": True,
+        "unpublished": False,
+        "data removed": False,
+        "recorded": False,
+        "directory removed": False,
+    }
+
+
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
     """Nothing new can be written until something was removed."""
@@ -373,17 +398,9 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
 def test_f13_a_disk_without_a_single_free_byte_is_no_trap(filler: Filler, full: dict[str, bool]) -> None:
     """Not even the lease can be written."""
     ids = fill(filler, "ok", "ok", "ok", "ok")
-    looked = []
-
-    def checkpoint(_step: str) -> None:
-        descriptor = os.open(filler.path, os.O_RDONLY)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(descriptor)
-        looked.append(_step)
-
-    done = run(filler, checkpoint=checkpoint)
-    assert looked, "nobody else can change this part of the store meanwhile"
+    looked: list[bool] = []
+    done = run(filler, checkpoint=lambda _step: looked.append(locked(filler)))
+    assert looked and all(looked), "nobody else can change this part of the store meanwhile"
     assert done.removed == ids[:2] and not full["full"]
     assert sorted(events(filler)) == ids[:2]
     assert not (filler.path / "lock").exists()
