@@ -585,6 +585,24 @@ def test_f17_a_clock_that_jumps_removes_nothing(filler: Filler, monkeypatch: pyt
 # -- pins and pairs ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "../incoming", "/tmp", "00000001-20260101T000000Z", "00000001\n"])
+def test_a_pin_lands_on_a_backup_and_nowhere_else(filler: Filler, name: str) -> None:
+    fill(filler, "ok")
+    (filler.path / "incoming").mkdir()
+    before = snapshot(filler)
+    with pytest.raises(DsmError) as caught:
+        say(store_of(filler), name, "pinned", Saying("j.doe", utc_text(0), "x"), True)
+    assert caught.value.code == "NOT_PUBLISHED" and snapshot(filler) == before
+
+
+def test_what_is_being_removed_cannot_be_pinned_any_more(filler: Filler) -> None:
+    (name,) = fill(filler, "ok")
+    store_of(filler).unpublish(name)
+    with pytest.raises(DsmError):
+        say(store_of(filler), name, "pinned", Saying("j.doe", utc_text(0), "x"), True)
+    assert not (filler.backups / name / "notes.json").exists()
+
+
 def test_golden_backups_stay_until_released_and_the_last_pair_even_then(filler: Filler) -> None:
     gold = fill(filler, "ok", "ok", sealed=(golden(),))
     plain = fill(filler, "ok", "ok", "ok")
