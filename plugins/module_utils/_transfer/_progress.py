@@ -107,4 +107,9 @@ def for_stream(name: str, stream: t.TextIO) -> t.Callable[[int, int, int], None]
     """What fits a stream: a bar on a terminal, lines anywhere else."""
     if stream.isatty():
         return Bar(name, stream)
-    return Lines(name, lambda text: print(text, file=stream, flush=True))
+
+    def say(line: str) -> None:
+        stream.write(line + "\n")
+        stream.flush()
+
+    return Lines(name, say)
