@@ -19,6 +19,8 @@ description:
   - Data come first, then C(fsync), rename, and the manifest last. A run that was killed at any point is continued by
     the next one, which hashes again whatever has landed before it trusts it.
   - What is good is published even when something else is refused. All refusals then fail the task together.
+  - While bytes move it says every ten seconds in the system log of the store how far it is (C(journalctl -t
+    kmsops-backup-ship)).
   - With O(state=staged) it pushes one published backup to a node over SFTP. The node needs nothing but C(sshd). What is
     already there is read back and hashed, not believed.
 options:
@@ -377,6 +379,7 @@ notes:
   elements: str
 """
 
+import syslog
 import typing as t
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import (
@@ -461,7 +464,7 @@ def body(shell: Shell) -> Outcome:
     """Ship or stage."""
     if shell.params["state"] == "staged":
         return _staged(shell)
-    result = ship(ship_request(shell.params, _identify(shell)), shell.check_mode)
+    result = ship(ship_request(shell.params, _identify(shell), _say), shell.check_mode)
     for note in result.notes:
         shell.warn(note)
     had = [item["id"] for item in result.backups if item["already"]]
@@ -471,6 +474,12 @@ def body(shell: Shell) -> Outcome:
         after={"published": [item["id"] for item in result.backups]},
         **result.returns(),
     )
+
+
+def _say(line: str) -> None:
+    """A line for whoever watches the transfer; the result of a module comes only at its end."""
+    syslog.openlog("kmsops-backup-ship", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_INFO, line)
 
 
 def _identify(shell: Shell) -> t.Callable[[str], str] | None:
@@ -483,7 +492,7 @@ def _identify(shell: Shell) -> t.Callable[[str], str] | None:
 
 
 def _staged(shell: Shell) -> Outcome:
-    result = stage(stage_request(shell.params), shell.check_mode)
+    result = stage(stage_request(shell.params, _say), shell.check_mode)
     directory = result.staged["directory"]
     return Outcome(
         result.changed,

@@ -35,7 +35,10 @@ _HELP = {
 
 
 class Facts(NamedTuple):
-    """What the metrics say; times in s since the epoch, None where there is nothing to say."""
+    """What the metrics say; times in s since the epoch, None where there is nothing to say.
+
+    ``last_success``: publication of the newest verified backup by the store's clock, which alarms are made of.
+    """
 
     cluster_id: str
     items: Iterable[Item]
@@ -43,6 +46,7 @@ class Facts(NamedTuple):
     free: int
     now: float
     least_recent_read: float | None
+    last_success: float | None = None
 
 
 def values(facts: Facts) -> dict[str, float]:
@@ -59,9 +63,10 @@ def values(facts: Facts) -> dict[str, float]:
     }
     good = [item for item in items if item.verdict == "ok"]
     if good:
-        found["last_success_timestamp_seconds"] = good[-1].earliest
-        found["last_success_age_seconds"] = max(0.0, facts.now - good[-1].earliest)
         found["last_success_bytes"] = good[-1].bytes
+    if facts.last_success is not None:
+        found["last_success_timestamp_seconds"] = facts.last_success
+        found["last_success_age_seconds"] = max(0.0, facts.now - facts.last_success)
     if facts.plan is not None:
         found["missing_bytes"] = facts.plan.missing
         found["expiry_frozen"] = 1 if facts.plan.frozen else 0

@@ -207,7 +207,7 @@ def _ages(newest_first: Sequence[Item], policy: Policy, now: float) -> tuple[dic
     if reference is None:
         return ages, "nothing in the store is verified"
     if now - reference > policy.fresh_within:
-        return ages, f"nothing new was verified since {utc_text(reference)}"
+        return ages, f"nothing new was verified since {utc_text(reference)} (by the slowest clock that saw it)"
     return ages, ""
 
 

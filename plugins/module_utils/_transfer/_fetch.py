@@ -9,11 +9,13 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from .._errors import Refused
 from ._discover import Source, discover
 from ._pool import Pool
-from ._pull import Progress, TransferPlan, TransferReport, no_progress, pull
+from ._progress import for_stream
+from ._pull import Progress, TransferPlan, TransferReport, pull
 
 
 def fetch(
@@ -22,9 +24,11 @@ def fetch(
     *,
     workers: int = 8,
     rate_limit: float = 0.0,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> TransferReport:
     """Pull the one backup that matches ``source`` into ``directory``/data; the journal is beside it.
+
+    Without ``progress`` it is shown on stderr, as a bar where that is a terminal.
 
     Nothing in this process may have started threads yet. Raises what :func:`pull` raises, and :class:`Refused` when
     not exactly one backup matches or it is not acceptable (empty, a device, ...).
@@ -49,4 +53,4 @@ def fetch(
             workers=workers,
             rate_limit=rate_limit,
         )
-        return pull(plan, progress, pool)
+        return pull(plan, progress or for_stream(os.path.basename(units[0].name), sys.stderr), pool)

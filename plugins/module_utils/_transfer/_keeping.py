@@ -57,7 +57,8 @@ def say(
 ) -> tuple[notes.Notes, notes.Notes]:
     """Pin, unpin, release or note; returns the notes before and after. Raises :class:`Refused` (NOT_PUBLISHED)."""
     with store.mutex():
-        if not os.path.isdir(os.path.join(store.backups_path, backup_id)) or store.entry(backup_id).state == "removing":
+        here = BACKUP_ID.match(backup_id) and os.path.isdir(os.path.join(store.backups_path, backup_id))
+        if not here or store.entry(backup_id).state == "removing":
             store.published(backup_id)
         before = read_notes(store, backup_id)
         after = before.said(state, saying)

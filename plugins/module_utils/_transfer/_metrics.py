@@ -13,7 +13,7 @@ import os
 import time
 
 from .._core import ledger, metrics, retention
-from .._core.strict import Invalid, load
+from .._core.strict import Invalid, load, utc_seconds
 from .._errors import DsmError, Refused
 from ._keeping import items, keep, least_recent_read, members
 from ._store import ClusterStore, read_bytes, write_atomically
@@ -40,7 +40,9 @@ def write(store: ClusterStore, path: str) -> None:
     policy = read_policy(store)
     free = store.free()[0]
     plan = retention.plan(found, policy, now=now, free=free, members=members(folded)) if policy else None
-    facts = metrics.Facts(store.identity.cluster_id, found, plan, free, now, least_recent_read(store, kept))
+    good = [one.entry.manifest for one in kept if one.verdict == "ok" and one.entry.manifest is not None]
+    last = utc_seconds(good[-1].published_at) if good else None
+    facts = metrics.Facts(store.identity.cluster_id, found, plan, free, now, least_recent_read(store, kept), last)
     write_atomically(path, metrics.render(facts).encode("ascii"), mode=0o644)
 
 

@@ -54,7 +54,7 @@ class Growth:
         self._round_trip = max(self._round_trip, round_trip)
         # A new connection starts slowly; it is measured when it had time to get up to speed.
         self._window = None
-        self._resume = now + 0.3 + 6 * self._round_trip
+        self._resume = now + 0.1 + 4 * self._round_trip
         if self._round_trip <= NEAR:
             self.limit = min(self.limit, self._processors)
 
@@ -76,7 +76,7 @@ class Growth:
             return self.workers
         started, before = self._window
         seconds = now - started
-        if seconds < 0.5 + 4 * self._round_trip or moved == before:
+        if seconds < 0.4 + 3 * self._round_trip or moved == before:
             return self.workers
         rate = (moved - before) / seconds
         if rate < self._rate_before * GAIN:

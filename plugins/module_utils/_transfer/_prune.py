@@ -26,7 +26,7 @@ from .._errors import DsmError, Reason, Refused, refuse_unless_accepted
 from . import _metrics
 from ._keeping import items, keep, lacking, lost_history, members, remains, tree_bytes
 from ._parts import states
-from ._store import Checkpoint, ClusterStore, Entry, as_reasons, no_checkpoint, remove_tree
+from ._store import Checkpoint, ClusterStore, Entry, Lease, as_reasons, no_checkpoint, remove_tree
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ class _Run:
         self.check_mode = check_mode
         self.result = PruneResult()
         self.policy = request.policy
+        self.lease: Lease | None = None
         self.whole_run_locked = False
 
     def go(self) -> None:
@@ -170,7 +171,8 @@ class _Run:
             taken_over = self.store.refuse_if_held()
         else:
             try:
-                taken_over = stack.enter_context(self.store.lease(self.request.run_id)).taken_over
+                self.lease = stack.enter_context(self.store.lease(self.request.run_id))
+                taken_over = self.lease.taken_over
             except Refused as error:
                 if error.code != "STORE_FULL":
                     raise
@@ -300,6 +302,9 @@ class _Run:
                 for hold in now.holds:
                     raise Refused(f"{hold.message}.", hold.code, "It was said after the plan was made: it stays.")
             self.request.checkpoint("chosen")
+            if self.lease is not None:
+                self.lease.confirm()
+                self.lease.renew()
             self.store.unpublish(name)
         self.request.checkpoint("unpublished")
 

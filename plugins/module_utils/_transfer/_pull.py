@@ -48,7 +48,7 @@ from ._worker import (
 #: Codes of failed connections that may be gone a moment later.
 TRANSIENT = frozenset(("CONNECTION_LOST", "STALLED", "SSH_REFUSED", "SSH_UNREACHABLE", "WORKERS_DIED"))
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-#: A worker that is not connecting and gives no sign of life for so long (s) is taken for dead.
+#: A worker that has something to do and gives no sign of life for so long (s) is taken for dead.
 DEAD_AFTER = 120.0
 #: Ranges and bytes that a worker has ahead of those it is reading.
 AHEAD = 4 << 20
@@ -379,7 +379,9 @@ class _Transfer:
                 self.report.bytes += item.length
                 self.report.resent += item.length
         if given:
-            member.send(Take(tuple(given)))
+            if not held:
+                line.spoke = time.monotonic()
+            member.send(Take(tuple((item, self.transfer.items[item.file]) for item in given)))
 
     def _note(self, item: Range, sha256: str = "") -> None:
         """Write into the journal that a range was begun, or that it has landed."""
@@ -413,7 +415,6 @@ class _Transfer:
             member.send(
                 Job(
                     self.transfer.endpoint,
-                    self.transfer.items,
                     self.transfer.directory,
                     self.transfer.rate_limit,
                     self.transfer.push,
@@ -518,7 +519,10 @@ class _Transfer:
 
     def _bury(self) -> None:
         """Kill workers that give no sign of life any more."""
-        spoke = {number: line.spoke for number, line in self.lines.items()}
+        # One that has nothing to do is silent; one that connects has its own limits of time.
+        spoke = {
+            number: line.spoke for number, line in self.lines.items() if line.connected and self.plan.held_by(number)
+        }
         for number in _policy.starved(spoke, time.monotonic(), DEAD_AFTER):
             self._died(next(member for member in self.pool.alive if member.number == number))
 

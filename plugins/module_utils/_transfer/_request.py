@@ -24,7 +24,15 @@ Options = t.Mapping[str, t.Any]
 MAX_WORKERS = 8
 
 
-def ship_request(options: Options, identify: t.Callable[[str], str] | None = None) -> ShipRequest:
+def _silent(_line: str) -> None:
+    return
+
+
+def ship_request(
+    options: Options,
+    identify: t.Callable[[str], str] | None = None,
+    say: t.Callable[[str], None] = _silent,
+) -> ShipRequest:
     """The request for ``state: published``. Raises :class:`Refused` (code BAD_OPTION)."""
     reasons = _numbers(options)
     if not options["sources"]:
@@ -77,10 +85,11 @@ def ship_request(options: Options, identify: t.Callable[[str], str] | None = Non
         accept=frozenset(options["accept"]),
         run_id=options["run_id"],
         identify=identify,
+        say=say,
     )
 
 
-def stage_request(options: Options) -> StageRequest:
+def stage_request(options: Options, say: t.Callable[[str], None] = _silent) -> StageRequest:
     """The request for ``state: staged``. Raises :class:`Refused` (code BAD_OPTION)."""
     reasons = _numbers(options)
     fingerprint = (options.get("cluster") or {}).get("fingerprint") or ""
@@ -98,6 +107,7 @@ def stage_request(options: Options) -> StageRequest:
         headroom=options["headroom"],
         workers=options["workers"],
         rate_limit=float(options["rate_limit"] or 0),
+        say=say,
     )
 
 

@@ -26,6 +26,7 @@ from ._changed import changed
 from ._discover import Source, Unit, discover, settle, tidy
 from ._endpoint import LocalEndpoint, Session, check_local
 from ._pool import Pool
+from ._progress import Lines
 from ._pull import TRANSIENT, TransferPlan, TransferReport, pull, store_full
 from ._ssh import require_python
 from ._store import (
@@ -75,6 +76,7 @@ class ShipRequest:
     run_id: str = ""
     identify: t.Callable[[str], str] | None = None
     checkpoint: Checkpoint = no_checkpoint
+    say: t.Callable[[str], None] = lambda _line: None
 
 
 @dataclass
@@ -516,8 +518,11 @@ class _Run:
             rate_limit=self.request.rate_limit,
         )
 
-        def progress(_done: int, _total: int, _workers: int) -> None:
+        lines = Lines(job.unit.name, self.request.say)
+
+        def progress(done: int, total: int, workers: int) -> None:
             lease.renew()
+            lines(done, total, workers)
             at("range landed")
 
         try:

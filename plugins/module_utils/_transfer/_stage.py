@@ -25,6 +25,7 @@ from .._errors import DsmError, Refused, Unreadable
 from ._discover import Item
 from ._endpoint import SftpEndpoint
 from ._pool import Pool
+from ._progress import Lines
 from ._pull import TransferPlan, TransferReport, pull
 from ._sftp import Attributes, EndOfFile, ProtocolError, Sftp
 from ._ship import describe
@@ -47,6 +48,7 @@ class StageRequest:
     headroom: float = 0.1
     workers: int = 8
     rate_limit: float = 0.0
+    say: t.Callable[[str], None] = lambda _line: None
 
 
 @dataclass
@@ -224,7 +226,8 @@ class _Push:
                     rate_limit=self.request.rate_limit,
                     push=True,
                 ),
-                pool=pool,
+                Lines(f"{self.manifest.id} to {self.request.target.label}", self.request.say),
+                pool,
             )
             for entry in self.manifest.files:
                 if report.sha256[entry.path] != entry.sha256:

@@ -442,6 +442,9 @@ class ClusterStore:
 
     @contextlib.contextmanager
     def _backup_lock(self, backup_id: str, operation: int) -> t.Iterator[None]:
+        if not BACKUP_ID.match(backup_id):
+            yield
+            return
         try:
             descriptor = os.open(
                 os.path.join(self.backups_path, backup_id), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

@@ -45,7 +45,6 @@ class Job:
     """What all ranges of a transfer have in common."""
 
     endpoint: Endpoint
-    items: tuple[Item, ...]
     directory: str
     rate: float
     push: bool = False
@@ -60,9 +59,9 @@ class Connect:
 
 @dataclass(frozen=True)
 class Take:
-    """Order: move these ranges, or check those that are said to be there."""
+    """Order: move these ranges, each of its file, or check those that are said to be there."""
 
-    ranges: tuple[Range, ...]
+    ranges: tuple[tuple[Range, Item], ...]
 
 
 @dataclass(frozen=True)
@@ -166,8 +165,8 @@ class Worker:
         self._reader: Reader | None = None
         self._endpoint: Endpoint | None = None
         self._connect_at: float | None = None
-        self._landings: dict[int, Landing] = {}
-        self._checks: list[Range] = []
+        self._landings: dict[int, tuple[Landing, Item]] = {}
+        self._checks: list[tuple[Range, Item]] = []
         self._reported = 0
         self._heard = self._alive = self._looked = 0.0
 
@@ -221,21 +220,16 @@ class Worker:
         if self._reader is not None and self._endpoint != job.endpoint:
             self._drop()
 
-    def _take(self, ranges: t.Iterable[Range]) -> None:
+    def _take(self, ranges: t.Iterable[tuple[Range, Item]]) -> None:
         job = self._having_job()
-        for item in ranges:
-            if item.sha256:
-                self._checks.append(item)
+        for part, item in ranges:
+            if part.sha256:
+                self._checks.append((part, item))
                 continue
-            path = os.path.join(job.directory, job.items[item.file].path)
-            landing = Landing(item.number, item.file, item.offset, item.length, path)
-            self._landings[item.number] = landing
-            self._offer(landing)
-
-    def _offer(self, landing: Landing) -> None:
-        if self._reader is not None:
-            item = self._having_job().items[landing.file]
-            self._reader.offer(landing, item.source, item.attributes)
+            landing = Landing(part.number, part.file, part.offset, part.length, os.path.join(job.directory, item.path))
+            self._landings[part.number] = (landing, item)
+            if self._reader is not None:
+                self._reader.offer(landing, item.source, item.attributes)
 
     def _having_job(self) -> Job:
         if self._job is None:
@@ -246,7 +240,7 @@ class Worker:
         """Let go of everything but the connection; of that too when answers to this job are still under way."""
         if self._landings:
             self._drop()
-        for landing in self._landings.values():
+        for landing, _item in self._landings.values():
             landing.close()
         self._landings.clear()
         self._checks.clear()
@@ -262,7 +256,7 @@ class Worker:
     # -- work -------------------------------------------------------------------------------------------------------
     def _work(self) -> None:
         if self._checks:
-            self._check(self._checks.pop())
+            self._check(*self._checks.pop())
             return
         if self._connect_at is not None and time.monotonic() >= self._connect_at:
             self._connect_at = None
@@ -295,16 +289,16 @@ class Worker:
             raise TimeoutError
         return False
 
-    def _check(self, item: Range) -> None:
+    def _check(self, part: Range, item: Item) -> None:
         """Hash a range that is on the disk."""
-        job = self._having_job()
+        path = os.path.join(self._having_job().directory, item.path)
         found = hashlib.sha256()
-        at = item.offset
+        at = part.offset
         try:
-            descriptor = os.open(os.path.join(job.directory, job.items[item.file].path), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                while at < item.end:
-                    piece = os.pread(descriptor, min(_PIECE, item.end - at), at)
+                while at < part.end:
+                    piece = os.pread(descriptor, min(_PIECE, part.end - at), at)
                     if not piece:
                         break
                     found.update(piece)
@@ -313,8 +307,8 @@ class Worker:
                 os.close(descriptor)
         except OSError as error:
             raise LocalFault(error) from None
-        good = found.hexdigest() == item.sha256
-        self._send(Landed(item.number, item.sha256) if good else Refuted(item.number))
+        good = found.hexdigest() == part.sha256
+        self._send(Landed(part.number, part.sha256) if good else Refuted(part.number))
 
     def _connect(self) -> None:
         job = self._having_job()
@@ -324,8 +318,8 @@ class Worker:
             self._reader = job.endpoint.writer(due) if job.push else job.endpoint.reader(due)
             self._endpoint = job.endpoint
             self._reported = 0
-            for landing in self._landings.values():
-                self._offer(landing)
+            for landing, item in self._landings.values():
+                self._reader.offer(landing, item.source, item.attributes)
         self._heard = time.monotonic()
         self._send(Connected(self._reader.round_trip))
 

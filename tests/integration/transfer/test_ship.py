@@ -8,6 +8,12 @@ import hashlib
 import json
 import time
 
+import pytest
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._discover import Source
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import SftpEndpoint
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._fetch import fetch
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import SshTarget
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import Site, run_module
 
 SEALED = [
@@ -123,3 +129,20 @@ def test_staging_puts_the_published_bytes_on_the_node(site: Site) -> None:
     repaired = run_module("backup_ship", args)
     assert repaired.changed and json.dumps(repaired.staged)
     assert (target / shipped.backups[0]["id"] / "data" / archive.name).read_bytes() == archive.read_bytes()
+
+
+def test_the_engine_without_a_store_shows_how_far_it_is(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
+    archive = site.deliver(size=3_000_000)
+    login = site.sshd.login()
+    target = SshTarget(
+        login["host"], login["user"], login["port"], key_file=login["key_file"], known_hosts=login["known_hosts"]
+    )
+    directory = site.store / "plain"
+    report = fetch(Source(SftpEndpoint(target), str(archive)), str(directory), workers=2)
+    assert (directory / "data" / archive.name).read_bytes() == archive.read_bytes()
+    assert report.sha256 == {archive.name: hashlib.sha256(archive.read_bytes()).hexdigest()}
+    assert 0 < report.peak_rss < 200 << 20
+    shown = capfd.readouterr()
+    assert shown.out == "" and "(100 %)" in shown.err and archive.name in shown.err
+    again = fetch(Source(SftpEndpoint(target), str(archive)), str(directory), workers=2)
+    assert again.bytes == 0 and again.reused == archive.stat().st_size and again.sha256 == report.sha256

@@ -20,15 +20,15 @@ ARGV = {peer.name: peer for peer in PEERS}
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    return Job("/data/backup.bin", "/work/copy", Server(End("source", tmp_path), tmp_path))
+    return Job("/data/backup.bin", "/store/copy", Server(End("source", tmp_path), tmp_path))
 
 
 @pytest.mark.parametrize("name", [peer.name for peer in PEERS])
 def test_every_peer_pulls_the_file_to_where_it_is_looked_for(job: Job, name: str) -> None:
     words = " ".join(ARGV[name].argv(job))
     assert "/data/backup.bin" in words
-    assert "/work/copy" in words
-    assert words.index("/data/backup.bin") < words.rindex("/work/copy")
+    assert "/store/copy" in words
+    assert words.index("/data/backup.bin") < words.rindex("/store/copy")
 
 
 @pytest.mark.parametrize("name", ["scp-gcm", EQUAL_WORK, "sftp", "rsync", "lftp"])
@@ -84,9 +84,9 @@ def test_the_server_is_bound_to_the_benchs_own_address(tmp_path: Path) -> None:
 # -- ours ----------
 def test_our_module_gets_its_arguments_in_a_file(job: Job, tmp_path: Path) -> None:
     modules = ours.Modules(tmp_path / "collections", tmp_path)
-    options = ours.ship_options(Path("/work"), "/data/backup.bin", job.server, None)
+    options = ours.ship_options(Path("/store"), "/data/backup.bin", job.server, None)
     assert "workers" not in options
-    assert ours.ship_options(Path("/work"), "/data/backup.bin", job.server, 3)["workers"] == 3
+    assert ours.ship_options(Path("/store"), "/data/backup.bin", job.server, 3)["workers"] == 3
     _python, _m, module, place = modules.argv("backup_ship", options, check=True)
     assert module.endswith("plugins.modules.backup_ship")
     arguments = json.loads(Path(place).read_text())["ANSIBLE_MODULE_ARGS"]

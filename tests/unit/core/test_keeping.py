@@ -86,6 +86,7 @@ def changed(change: dict[str, Any], resealed: bool = True) -> bytes:
         (changed({"schema": True}), "UNKNOWN_SCHEMA"),
         (changed({"kind": "other"}), "UNKNOWN_SCHEMA"),
         (changed({"more": 1}), "UNKNOWN_KEY"),
+        (json.dumps({"kind": notes.KIND, "schema": 1, "id": BACKUP}).encode(), "MISSING_KEY"),
         (changed({"pin": None}, resealed=False), "CHECKSUM"),
         (changed({"id": "other"}), "FOREIGN"),
         (changed({"cluster_id": "other"}), "FOREIGN"),
@@ -268,7 +269,7 @@ def test_metrics() -> None:
         Item("d", 4, "unverified", 40, 400.0, 400.0),
     ]
     made = plan(items, Policy(keep=1, max_age=1000.0, need=500), now=450.0, free=77)
-    text = metrics.render(metrics.Facts(CLUSTER, items, made, 77, 450.0, 99.0))
+    text = metrics.render(metrics.Facts(CLUSTER, items, made, 77, 450.0, 99.0, 200.5))
     lines = text.splitlines()
     assert lines[-1] == "# EOF" and text.endswith("\n")
     shown = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
@@ -304,4 +305,4 @@ def test_what_is_not_known_is_absent_not_zero() -> None:
     shown = metrics.values(metrics.Facts(CLUSTER, failed, frozen, 1, 2.0, None))
     assert (shown["expiry_frozen"], shown["missing_bytes"]) == (1, 0) and "next_expiry_timestamp_seconds" not in shown
     future = [Item("a", 1, "ok", 10, 100.0, 100.0)]
-    assert metrics.values(metrics.Facts(CLUSTER, future, None, 1, 2.0, None))["last_success_age_seconds"] == 0.0
+    assert metrics.values(metrics.Facts(CLUSTER, future, None, 1, 2.0, None, 100.0))["last_success_age_seconds"] == 0.0

@@ -11,9 +11,16 @@ from typing import Any, Callable
 import pytest
 from many_backups import Filler, fill_store
 
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, manifest
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, ledger, manifest, rotation
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.notes import Saying
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_seconds
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _store
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import (
+    keep,
+    least_recent_read,
+    say,
+)
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 
 
@@ -124,3 +131,49 @@ def test_a_list_says_less_than_a_description(tmp_path: Path) -> None:
         assert [(pair["node"], pair["kind"]) for pair in long["pairs"]] == [
             (pair["node"], pair["kind"]) for pair in short["pairs"]
         ]
+
+
+def test_the_catalogue_says_what_it_knows_of_each(filler: Filler) -> None:
+    forged = filler.backups / filler.ids[3] / "manifest.json"
+    value = json.loads(forged.read_text())
+    value.pop("checksum")
+    value["files"][0]["sha256"] = "ab" * 32
+    value["digest"] = manifest.tree_digest([manifest.FileEntry(**value["files"][0])])
+    forged.write_text(json.dumps({**value, "checksum": catalogue.digest(value)}))
+    newest = filler.publish("ok")
+    listed = {item["id"]: item for item in everything(filler)["backups"]}
+    assert [listed[name]["verdict"] for name in filler.ids] == ["ok", "failed", "unverified", "failed", "unverified"]
+    assert listed[filler.ids[0]]["verified_at"] and listed[filler.ids[2]]["verified_at"] is None
+    assert [reason["code"] for reason in listed[filler.ids[3]]["reasons"]] == ["TAMPERED"]
+    assert listed[newest]["reasons"] == [] and listed[newest]["published"] is True
+
+
+def test_a_saying_is_written_once_and_only_when_it_is_news(filler: Filler) -> None:
+    store, name = ClusterStore.require(str(filler.path.parent)), filler.ids[0]
+    path = filler.backups / name / "notes.json"
+    said = Saying("j.doe", "2026-11-22T00:00:00Z", "audit")
+    before, after = say(store, name, "pinned", said, False)
+    assert (before.pin, after.pin) == (None, said) and not path.exists()
+    say(store, name, "pinned", said, True)
+    written = path.stat().st_mtime_ns
+    before, after = say(store, name, "pinned", Saying("j.doe", "2026-11-23T00:00:00Z", "audit"), True)
+    assert before == after and path.stat().st_mtime_ns == written
+    assert everything(filler)["backups"][0]["pin"]["who"] == "j.doe"
+
+
+def test_since_when_everything_was_read(filler: Filler) -> None:
+    store = ClusterStore.require(str(filler.path.parent))
+
+    def since() -> float | None:
+        folded = ledger.fold(store.ledger.chain().events)
+        return least_recent_read(store, keep(store, folded, store.entries()))
+
+    assert since() is None
+    for index, name in enumerate(filler.ids):
+        reads = rotation.dump_reads(name, {"backup.bin": f"2026-11-2{index}T00:00:00Z"})
+        (filler.backups / name / "reads.json").write_bytes(reads)
+    assert since() == utc_seconds("2026-11-20T00:00:00Z")
+    (filler.backups / filler.ids[0] / "manifest.json").unlink()
+    assert since() == utc_seconds("2026-11-21T00:00:00Z")
+    (filler.backups / filler.ids[2] / "reads.json").unlink()
+    assert since() is None

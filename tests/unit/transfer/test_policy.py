@@ -47,6 +47,11 @@ def test_a_far_host_gets_more_connections_while_each_adds_its_share() -> None:
     assert play(Growth(8, 2, 2), lambda count: count * 25e6, 0.08) == [2, 4, 8]
 
 
+def test_all_connections_of_a_far_host_are_up_within_five_seconds() -> None:
+    growth = Growth(8, 2, 2)
+    assert play(growth, lambda count: count * 25e6, 0.08, seconds=4.5) == [2, 4, 8]
+
+
 def test_growth_ends_where_the_link_is_full() -> None:
     assert play(Growth(8, 2, 2), lambda count: min(count * 20e6, 60e6), 0.08) == [2, 4, 8]
     assert play(Growth(8, 2, 2), lambda count: min(count * 25e6, 50e6), 0.08) == [2, 4]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -271,6 +272,22 @@ def test_f08_a_living_owner_is_not_disturbed_and_a_dead_one_is_taken_over(filler
     assert "Took over the lease of run ship-7" in done.notes[0] and len(done.removed) == 1
 
 
+def test_f08_whoever_lost_the_lease_removes_nothing_more(filler: Filler) -> None:
+    fill(filler, "ok", "ok", "ok", "ok")
+    me = _store.this_process()
+    other = catalogue.Lease("ship-8", catalogue.Owner("elsewhere", "b", 1, 1), utc_text(0), utc_text(time.time() + 900))
+    steps = itertools.count()
+
+    def checkpoint(step: str) -> None:
+        if step == "chosen" and next(steps) == 1:
+            (filler.path / "lock").write_bytes(catalogue.dump_lease(other))
+
+    error = refused(filler, checkpoint=checkpoint)
+    assert error.code == "LEASE_LOST" and me.host != "elsewhere"
+    assert here(filler) == ["2", "3", "4"]
+    assert catalogue.parse_lease((filler.path / "lock").read_bytes()) == other
+
+
 def test_f22_what_is_being_read_stays_and_the_rest_goes(filler: Filler) -> None:
     ids = fill(filler, "ok", "ok", "ok", "ok")
     with store_of(filler).reading(ids[0]):
@@ -333,6 +350,31 @@ def test_f15_a_backup_that_is_being_published_right_now_is_no_wreck(filler: Fill
 # -- the disk ----------------------------------------------------------------------------------------------------------
 
 
+def locked(filler: Filler) -> bool:
+    """Whether nobody else could decide about this part of the store now."""
+    descriptor = os.open(filler.path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def test_f15_a_pin_waits_while_a_removal_is_decided_and_not_longer(filler: Filler) -> None:
+    fill(filler, "ok", "ok", "ok")
+    seen: dict[str, bool] = {}
+    run(filler, checkpoint=lambda step: seen.update({step: locked(filler)}))
+    assert seen == {
+        "chosen": True,
+        "unpublished": False,
+        "data removed": False,
+        "recorded": False,
+        "directory removed": False,
+    }
+
+
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
     """Nothing new can be written until something was removed."""
@@ -356,7 +398,9 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
 def test_f13_a_disk_without_a_single_free_byte_is_no_trap(filler: Filler, full: dict[str, bool]) -> None:
     """Not even the lease can be written."""
     ids = fill(filler, "ok", "ok", "ok", "ok")
-    done = run(filler)
+    looked: list[bool] = []
+    done = run(filler, checkpoint=lambda _step: looked.append(locked(filler)))
+    assert looked and all(looked), "nobody else can change this part of the store meanwhile"
     assert done.removed == ids[:2] and not full["full"]
     assert sorted(events(filler)) == ids[:2]
     assert not (filler.path / "lock").exists()
@@ -435,6 +479,16 @@ def test_f24_what_is_not_understood_is_not_counted(filler: Filler) -> None:
     path.write_bytes(path.read_bytes().replace(b'"5.4.2031"', b'"5.4.2032"'))
     assert run(filler).removed == ids[:1]
     assert here(filler) == ["2", "3"]
+
+
+def test_f24_a_backup_that_lost_its_manifest_is_no_half_done_removal(filler: Filler) -> None:
+    """Its data may be all that is left of it: a rule may let it go, nothing else does."""
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    (filler.backups / ids[1] / "manifest.json").unlink()
+    done = run(filler, Policy(keep=1, max_age=1e9))
+    assert (done.removed, done.cleared, done.changed) == ([], [], False)
+    assert (filler.backups / ids[1] / "data" / "backup.bin").exists()
+    assert run(filler, Policy(keep=1, max_age=1e9, failed_grace=1.0)).removed == [ids[1]]
 
 
 def test_f24_what_is_not_ours_is_never_removed(filler: Filler) -> None:
@@ -529,6 +583,24 @@ def test_f17_a_clock_that_jumps_removes_nothing(filler: Filler, monkeypatch: pyt
 
 
 # -- pins and pairs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../incoming", "/tmp", "00000001-20260101T000000Z", "00000001\n"])
+def test_a_pin_lands_on_a_backup_and_nowhere_else(filler: Filler, name: str) -> None:
+    fill(filler, "ok")
+    (filler.path / "incoming").mkdir()
+    before = snapshot(filler)
+    with pytest.raises(DsmError) as caught:
+        say(store_of(filler), name, "pinned", Saying("j.doe", utc_text(0), "x"), True)
+    assert caught.value.code == "NOT_PUBLISHED" and snapshot(filler) == before
+
+
+def test_what_is_being_removed_cannot_be_pinned_any_more(filler: Filler) -> None:
+    (name,) = fill(filler, "ok")
+    store_of(filler).unpublish(name)
+    with pytest.raises(DsmError):
+        say(store_of(filler), name, "pinned", Saying("j.doe", utc_text(0), "x"), True)
+    assert not (filler.backups / name / "notes.json").exists()
 
 
 def test_golden_backups_stay_until_released_and_the_last_pair_even_then(filler: Filler) -> None:

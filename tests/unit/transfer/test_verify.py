@@ -386,6 +386,7 @@ def test_provenance(filler: Filler) -> None:
     filler.close()
     result = run(filler, provenance="by_template")
     assert doubts(result) == ["PROVENANCE"] and result.verdicts[0].provenance == "by_source"
+    assert not result.reasons[0].hard
     filler.event("proved", "dr1", {"backup": filler.ids[0]}, time.time())
     filler.close()
     result = run(filler, provenance="by_template")
