@@ -18,14 +18,22 @@ from rehearsal.commands import LAB
 #: The store's ledger and manifests are among them, and the product's records of operations; the journal comes apart.
 HOST_PLACES = ("/var/lib/kmsops", "/var/log", "/srv/dsm-store", "/tmp", "/var/tmp", "/home/administrator")
 JOIN_TOKEN = re.compile(rb"(?<![a-z0-9.])[a-z0-9]{6}\.[a-z0-9]{16}(?![a-z0-9.])")
+SECRET_NAME = re.compile("_(password|key)$")
 SHORTEST = 8
 JOURNAL_READ = "the journal was read"
 
 
 def planted(path: pathlib.Path) -> list[str]:
-    """Every secret text that the lab made up for this run."""
+    """Every secret text that the lab made up for this run: passwords and keys, not the names and identifiers with them.
+
+    An account's identifier stands in every uncompressed backup, and may.
+    """
     values: t.Any = json.loads(path.read_text(encoding="utf-8"))
-    return sorted(value for name, value in values.items() if isinstance(value, str) and len(value) >= SHORTEST)
+    return sorted(
+        value
+        for name, value in values.items()
+        if SECRET_NAME.search(name) and isinstance(value, str) and len(value) >= SHORTEST
+    )
 
 
 def in_files(directory: pathlib.Path, secrets: t.Sequence[str]) -> tuple[int, list[str]]:

@@ -22,5 +22,14 @@ def test_a_secret_and_a_token_are_found_and_named(tmp_path: pathlib.Path) -> Non
 
 def test_short_values_and_other_things_are_no_secrets(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "secrets.yml"
-    path.write_text(json.dumps({"a": "long-enough", "b": "short", "c": 12345678, "d": ["x"]}), encoding="utf-8")
-    assert secrets.planted(path) == ["long-enough"]
+    values = {
+        "dsm_scp_password": "long-enough",
+        "dsm_api_key": "also-long-enough",
+        "b_key": "short",
+        "c_key": 12345678,
+        "d_key": ["x"],
+        "dsm_account_id": "an-identifier-and-no-secret",
+        "dsm_operator": "operator@lab.test",
+    }
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert secrets.planted(path) == ["also-long-enough", "long-enough"]
