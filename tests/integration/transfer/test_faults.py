@@ -672,11 +672,11 @@ def test_f13_what_an_unfinished_transfer_has_not_written_yet_is_not_counted_as_r
     site: Site, tiny: Callable[[int], None], small_ranges: None
 ) -> None:
     """An unfinished file has its full length from the start, and holes."""
-    tiny(4096)
+    tiny(6 * 1024)
     big(site)
     assert kill_at(site, "range landed", 3)
     with open(site.store / "filler", "wb") as file:
-        file.write(b"f" * 2 * MEBI)
+        file.write(b"f" * 3 * MEBI)
     with pytest.raises(DsmError) as caught:
         site.run()
     assert [reason.code for reason in caught.value.reasons] == ["STORE_FULL"]
