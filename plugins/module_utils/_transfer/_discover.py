@@ -25,6 +25,8 @@ from .._errors import DsmError, Reason, Refused
 from ._endpoint import Endpoint, Session
 from ._sftp import Attributes
 
+#: A file that grows although its time stands still shows when it is looked at twice, so far apart (s).
+LOOK_AGAIN = 1.0
 LAYOUTS = ("single", "per_node", "together")
 _WILD = frozenset("*?[")
 
@@ -270,16 +272,19 @@ def settle(
 ) -> tuple[list[Unit], list[tuple[Unit, Reason]]]:
     """Units that nobody writes any more, and those that somebody does.
 
-    A unit is quiet when its youngest file is ``quiet`` seconds old by the clock of its own host and a second look, at
-    least one second later, finds the same files. Where that clock cannot be read, or the file claims to be from the
-    future, the unit must be seen unchanged for ``quiet`` seconds. Waits for that at most ``patience`` seconds.
+    A unit is quiet when its youngest file is more than ``quiet`` seconds old by the clock of its own host; whoever
+    takes it looks a second time, :data:`LOOK_AGAIN` seconds later at the earliest, and must find the same files. Where
+    that clock cannot be read, or says that it may be younger, the unit must be seen unchanged here, for ``quiet``
+    seconds if the clock does not help. Waits for that at most ``patience`` seconds.
     """
     started = time.monotonic()
     clock = session.clock()
     first_seen = {unit.name: (unit, started) for unit in units}
     quiet_units: list[Unit] = []
-    waiting = {unit.name for unit in units}
     age = {unit.name: clock - unit.newest if clock is not None else -1.0 for unit in units}
+    # Times are whole seconds, and the clock was read after the files were listed.
+    quiet_units += [unit for unit in units if age[unit.name] >= quiet + 2]
+    waiting = {unit.name for unit in units} - {unit.name for unit in quiet_units}
     while waiting:
         time.sleep(min(1.0, max(quiet, 0.05)))
         now = time.monotonic()

@@ -19,8 +19,9 @@ import typing as t
 from multiprocessing.connection import Connection as Pipe
 
 from . import _ssh
+from ._endpoint import Endpoint
 from ._pace import Pace
-from ._worker import Orphaned, Worker
+from ._worker import Orphaned, Warm, Worker
 
 
 class Member:
@@ -91,6 +92,11 @@ class Pool:
         finally:
             # Nothing of the parent's (buffers, handlers at exit) may happen a second time.
             os._exit(code)
+
+    def warm(self, endpoint: Endpoint, rate: float, count: int) -> None:
+        """Let this many workers connect already; it is no error if they cannot."""
+        for member in self.alive[:count]:
+            member.send(Warm(endpoint, rate))
 
     @property
     def alive(self) -> list[Member]:

@@ -431,6 +431,7 @@ class _Transfer:
         elif line is not None:
             line.spoke = time.monotonic()
             if isinstance(message, Landed):
+                self.failures.progress(member.number)
                 self._landed(message)
             elif isinstance(message, Refuted):
                 self._refuted(message)
@@ -469,7 +470,9 @@ class _Transfer:
     def _alive(self, member: Member, line: _Line, message: Alive) -> None:
         now = time.monotonic()
         if message.received:
-            self.failures.progress(member.number)
+            if not self.transfer.push:
+                # What was received stays; what was sent counts when the whole range was confirmed.
+                self.failures.progress(member.number)
             self.received += message.received
             if line.measured:
                 rate = message.received / max(0.01, now - line.measured)

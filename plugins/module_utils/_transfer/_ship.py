@@ -23,8 +23,9 @@ from .._core.strict import Invalid, load, utc_seconds, utc_text
 from .._errors import DsmError, Reason, Refused
 from . import _structure
 from ._changed import changed
-from ._discover import Source, Unit, discover, settle, tidy
+from ._discover import LOOK_AGAIN, Source, Unit, discover, settle, tidy
 from ._endpoint import LocalEndpoint, Session, check_local
+from ._policy import first_workers
 from ._pool import Pool
 from ._progress import Lines
 from ._pull import TRANSIENT, TransferPlan, TransferReport, pull, store_full
@@ -117,6 +118,7 @@ class _Job:
     snapshot_source: str
     accepted: list[str]
     id: str = ""
+    seen: float = field(default_factory=time.monotonic)
 
     @property
     def key(self) -> str:
@@ -269,12 +271,15 @@ class _Run:
 
     def _acceptable(self, session: Session, source: Source, units: list[Unit], deadline: float) -> list[_Job]:
         """Leave out what is already stored; refuse what is empty, odd or still growing."""
-        clock = session.clock()
-        skew = round(clock - time.time()) if clock is not None else None
         host = source.endpoint.host
         units = [unit for unit in units if unit.key(host) in self.known or unit.key(host) not in self.pruned]
         stored = [unit for unit in units if unit.key(host) in self.known]
         fresh = [unit for unit in units if unit.key(host) not in self.known]
+        if fresh and self.pool is not None:
+            size = max(unit.size for unit in fresh)
+            self.pool.warm(source.endpoint, self.request.rate_limit, first_workers(self.request.workers, size))
+        clock = session.clock()
+        skew = round(clock - time.time()) if clock is not None else None
         good, growing = settle(session, source, fresh, self.request.quiet, max(0.0, deadline - time.monotonic()))
         self.result.reasons.extend(reason for _unit, reason in growing)
         jobs = [_Job(source, unit, skew, None, "unknown", []) for unit in stored]
@@ -557,6 +562,7 @@ class _Run:
 
     def _unchanged(self, job: _Job) -> None:
         """Look at the source again: what was pulled must still be what is there (F12)."""
+        time.sleep(max(0.0, min(LOOK_AGAIN, self.request.quiet) - (time.monotonic() - job.seen)))
         number = self.request.sources.index(job.source)
         with contextlib.ExitStack() as stack:
             try:
@@ -689,11 +695,13 @@ def _same_as_source(job: _Job, sha256: t.Mapping[str, str]) -> None:
 
 
 def _tree_bytes(path: str) -> int:
+    """Bytes that the files below a directory take on the disk; an unfinished one has holes."""
     total = 0
     for directory, _directories, files in os.walk(path):
         for name in files:
             with contextlib.suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(directory, name)).st_size
+                status = os.lstat(os.path.join(directory, name))
+                total += min(status.st_size, status.st_blocks * 512)
     return total
 
 

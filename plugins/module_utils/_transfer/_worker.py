@@ -51,6 +51,14 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Warm:
+    """Order before the first job: connect, and say nothing about it. There will be work, it is not known yet which."""
+
+    endpoint: Endpoint
+    rate: float
+
+
+@dataclass(frozen=True)
 class Connect:
     """Order: connect after ``delay`` seconds (or say that the connection is up)."""
 
@@ -161,6 +169,7 @@ class Worker:
         self._orders = select.poll()
         self._orders.register(pipe.fileno(), select.POLLIN)
         self._job: Job | None = None
+        self._warm: Warm | None = None
         self._directory = -1
         self._reader: Reader | None = None
         self._endpoint: Endpoint | None = None
@@ -194,6 +203,8 @@ class Worker:
                 raise Orphaned from None
             if isinstance(order, Job):
                 self._begin(order)
+            elif isinstance(order, Warm):
+                self._warm, self._connect_at = order, time.monotonic()
             elif isinstance(order, Connect):
                 self._connect_at = time.monotonic() + order.delay
             elif isinstance(order, Take):
@@ -311,17 +322,21 @@ class Worker:
         self._send(Landed(part.number, part.sha256) if good else Refuted(part.number))
 
     def _connect(self) -> None:
-        job = self._having_job()
+        wanted = self._job or self._warm
+        if wanted is None:
+            return
         if self._reader is None:
-            rate = job.rate
+            rate = wanted.rate
             due = (lambda count: self._pace.due(count, rate)) if rate else None
-            self._reader = job.endpoint.writer(due) if job.push else job.endpoint.reader(due)
-            self._endpoint = job.endpoint
+            push = self._job is not None and self._job.push
+            self._reader = wanted.endpoint.writer(due) if push else wanted.endpoint.reader(due)
+            self._endpoint = wanted.endpoint
             self._reported = 0
             for landing, item in self._landings.values():
                 self._reader.offer(landing, item.source, item.attributes)
         self._heard = time.monotonic()
-        self._send(Connected(self._reader.round_trip))
+        if self._job is not None:
+            self._send(Connected(self._reader.round_trip))
 
     def _having_endpoint(self) -> Endpoint:
         if self._endpoint is None:
@@ -336,6 +351,10 @@ class Worker:
 
     def _fail(self, error: Exception) -> None:
         """Say what happened to the connection, and wait for the order to connect again."""
+        if self._job is None:
+            # Whoever wants the connection will hear of it when it is built for a job.
+            self._drop()
+            return
         self._tell(now=True)
         told = error if self._reader is None else self._reader.explain(error)
         self._drop()

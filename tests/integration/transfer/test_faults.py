@@ -43,6 +43,8 @@ def verified(site: Site) -> list[str]:
 
 
 RANGE = 64 << 10
+#: With how many workers a transfer begins; what each of them had begun may have to be sent again.
+WORKERS = 2
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def test_f11_twenty_cuts_of_one_transfer(
             assert fails < 21
     assert link.connections > 20
     assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert result.report.resent <= 20 * RANGE * result.report.workers
+    assert result.report.resent <= 20 * RANGE * WORKERS
     assert verified(site) == ["ok"]
 
 
@@ -241,7 +243,7 @@ def test_f09_a_worker_that_is_killed_costs_its_ranges_and_nothing_else(site: Sit
 
     result = site.run(checkpoint=step)
     assert killed and any(f"process {killed[0]}" in note and "SIGKILL" in note for note in result.notes)
-    assert result.report.resent <= 20 * RANGE
+    assert result.report.resent <= 20 * RANGE * WORKERS
     assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -664,6 +666,23 @@ def test_f13_what_does_not_fit_is_refused_before_the_first_byte(site: Site, tiny
     assert {path: digest for path, digest in site.snapshot().items() if "ledger" not in path} == {
         path: digest for path, digest in before.items() if "ledger" not in path
     }
+
+
+def test_f13_what_an_unfinished_transfer_has_not_written_yet_is_not_counted_as_room(
+    site: Site, tiny: Callable[[int], None], small_ranges: None
+) -> None:
+    """An unfinished file has its full length from the start, and holes."""
+    tiny(6 * 1024)
+    big(site)
+    assert kill_at(site, "range landed", 3)
+    with open(site.store / "filler", "wb") as file:
+        file.write(b"f" * 3 * MEBI)
+    with pytest.raises(DsmError) as caught:
+        site.run()
+    assert [reason.code for reason in caught.value.reasons] == ["STORE_FULL"]
+    assert caught.value.details["bytes"] == 0 and site.incoming, "what had landed is kept"
+    (site.store / "filler").unlink()
+    assert site.run().report.reused >= 3 * RANGE
 
 
 @pytest.mark.parametrize("offset", [1, 65_537, 700_000, 1_500_000, 2_999_999])
