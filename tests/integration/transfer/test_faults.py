@@ -182,18 +182,19 @@ def test_f11_one_connection_of_several_dies_again_and_again(
 ) -> None:
     """The others take over what it held, and the transfer ends in the same run."""
     path = big(site, 4 * MEBI)
-    unlucky: list[int] = []
+    cuts: list[int] = []
 
     def treat(seen: int, data: bytes) -> bytes | None:
-        number = threading.get_ident()
-        if not unlucky and link.connections == 3:
-            unlucky.append(number)
-        return None if number in unlucky and seen > 200_000 else data
+        if seen > 200_000 and link.connections >= 3 + len(cuts) and len(cuts) < 3:
+            cuts.append(link.connections)
+            return None
+        return data
 
     link = proxy(site.sshd.port, treat)
     # Slow enough that both connections have something to do.
     result = site.run(sources=[through(site, link)], rate_limit=3 * MEBI)
-    assert unlucky and link.connections > 3, "the connection was not built again"
+    assert len(cuts) == 3, "too few connections were lost"
+    assert link.connections == 3 + len(cuts), "each lost connection is built again, once"
     assert result.report.workers == 2
     assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
