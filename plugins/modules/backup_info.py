@@ -16,24 +16,8 @@ description:
     release or not understood is listed as failed, never left out.
   - The bits themselves are proved by M(kmsops.fortanix_dsm.backup_verify); its last verdict is listed here.
 options:
-  store:
-    description: Root directory of the store.
-    type: path
-    required: true
   cluster_id:
     description: List this cluster only. Absent means every cluster of the store.
-    type: str
-  fingerprint:
-    description: As O(cluster_id), named by the fingerprint of any of its generations.
-    type: str
-  require:
-    description:
-      - Parts that a backup needs to be complete beside its data (M(kmsops.fortanix_dsm.backup_part)).
-      - What lacks one is listed as incomplete.
-    type: list
-    elements: str
-    choices: [config, secrets]
-    default: []
   details:
     description: Describe each backup with every key of its manifest. V(false) only lists them, which is much faster.
     type: bool
@@ -41,6 +25,9 @@ options:
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
   - kmsops.fortanix_dsm.attributes.store_group
+  - kmsops.fortanix_dsm.store
+  - kmsops.fortanix_dsm.store.cluster
+  - kmsops.fortanix_dsm.store.parts
 attributes:
   check_mode:
     support: full
@@ -145,16 +132,14 @@ table:
 import typing as t
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import Outcome, Shell, run_module
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._store_module import ONE_NAME, chosen, store_spec
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
 
 
 def argument_spec() -> dict[str, t.Any]:
     """Options of the module."""
     return {
-        "store": {"type": "path", "required": True},
-        "cluster_id": {"type": "str"},
-        "fingerprint": {"type": "str"},
-        "require": {"type": "list", "elements": "str", "choices": ["config", "secrets"], "default": []},
+        **store_spec("cluster", "parts"),
         "details": {"type": "bool", "default": True},
     }
 
@@ -162,13 +147,13 @@ def argument_spec() -> dict[str, t.Any]:
 def body(shell: Shell) -> Outcome:
     """Read the catalogue."""
     params = shell.params
-    cluster = (params["cluster_id"] or "", params["fingerprint"] or "")
-    return Outcome(False, **info(params["store"], *cluster, details=params["details"], require=params["require"]))
+    found = info(params["store"], **chosen(params), details=params["details"], require=params["require"])
+    return Outcome(False, **found)
 
 
 def main() -> None:
     """Entry point."""
-    run_module(argument_spec(), body, mutually_exclusive=[("cluster_id", "fingerprint")])
+    run_module(argument_spec(), body, mutually_exclusive=ONE_NAME)
 
 
 if __name__ == "__main__":

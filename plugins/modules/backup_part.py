@@ -18,16 +18,8 @@ description:
     M(kmsops.fortanix_dsm.backup_info) and M(kmsops.fortanix_dsm.backup_verify) call the backups incomplete.
   - What is not encrypted (CMS enveloped data, PEM or DER) is refused.
 options:
-  store:
-    description: Root directory of the store.
-    type: path
-    required: true
-  cluster_id:
-    description: The cluster. Not needed in a store that holds only one.
-    type: str
   fingerprint:
     description: The generation that the bundle is of. Absent means the newest one.
-    type: str
   part:
     description: What the bundle holds.
     type: str
@@ -37,13 +29,12 @@ options:
     description: The encrypted file, on the store.
     type: path
     required: true
-  run_id:
-    description: The run that this belongs to.
-    type: str
-    default: ''
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
   - kmsops.fortanix_dsm.attributes.store_group
+  - kmsops.fortanix_dsm.store
+  - kmsops.fortanix_dsm.store.cluster
+  - kmsops.fortanix_dsm.store.run
 attributes:
   check_mode:
     support: full
@@ -77,28 +68,23 @@ sha256:
 import typing as t
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import Outcome, Shell, run_module
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._store_module import chosen_store, store_spec
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._parts import put
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 
 
 def argument_spec() -> dict[str, t.Any]:
     """Options of the module."""
     return {
-        "store": {"type": "path", "required": True},
-        "cluster_id": {"type": "str"},
-        "fingerprint": {"type": "str"},
+        **store_spec("cluster", "run"),
         "part": {"type": "str", "choices": ["config", "secrets"], "required": True},
         "src": {"type": "path", "required": True},
-        "run_id": {"type": "str", "default": ""},
     }
 
 
 def body(shell: Shell) -> Outcome:
     """Store the bundle."""
     params = shell.params
-    store = ClusterStore.require(
-        params["store"], cluster_id=params["cluster_id"] or "", fingerprint=params["fingerprint"] or ""
-    )
+    store = chosen_store(params)
     fingerprint = params["fingerprint"] or store.identity.generations[-1].fingerprint
     before, after = put(store, params["part"], params["src"], fingerprint, params["run_id"], not shell.check_mode)
     left = None if before is None else {"part": before.part, "sha256": before.sha256}

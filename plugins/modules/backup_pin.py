@@ -16,16 +16,6 @@ description:
   - A golden backup of a node that is set aside counts as pinned by itself. A person can release it; the newest that the
     node can open stays nevertheless.
 options:
-  store:
-    description: Root directory of the store.
-    type: path
-    required: true
-  cluster_id:
-    description: The cluster. Not needed in a store that holds only one.
-    type: str
-  fingerprint:
-    description: As O(cluster_id), named by the fingerprint of any of its generations.
-    type: str
   id:
     description: The backup.
     type: str
@@ -55,6 +45,8 @@ options:
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
   - kmsops.fortanix_dsm.attributes.store_group
+  - kmsops.fortanix_dsm.store
+  - kmsops.fortanix_dsm.store.cluster
 attributes:
   check_mode:
     support: full
@@ -94,16 +86,18 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.notes im
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_seconds, utc_text
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import Outcome, Shell, run_module
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._store_module import (
+    ONE_NAME,
+    chosen_store,
+    store_spec,
+)
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import say
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 
 
 def argument_spec() -> dict[str, t.Any]:
     """Options of the module."""
     return {
-        "store": {"type": "path", "required": True},
-        "cluster_id": {"type": "str"},
-        "fingerprint": {"type": "str"},
+        **store_spec("cluster"),
         "id": {"type": "str", "required": True},
         "state": {"type": "str", "choices": ["pinned", "unpinned", "released", "noted"], "default": "pinned"},
         "who": {"type": "str", "required": True},
@@ -124,9 +118,7 @@ def body(shell: Shell) -> Outcome:
             raise Refused("Only a pin has an end.", "BAD_OPTION", "Leave until out, or say state: pinned.")
     if not params["who"].strip() or not params["why"].strip():
         raise Refused("who or why is empty.", "BAD_OPTION", "Say who wants it and why: others will ask.")
-    store = ClusterStore.require(
-        params["store"], cluster_id=params["cluster_id"] or "", fingerprint=params["fingerprint"] or ""
-    )
+    store = chosen_store(params)
     saying = Saying(params["who"], utc_text(time.time()), params["why"], params["until"])
     before, after = say(store, params["id"], params["state"], saying, not shell.check_mode)
     return Outcome(
@@ -140,7 +132,7 @@ def body(shell: Shell) -> Outcome:
 
 def main() -> None:
     """Entry point."""
-    run_module(argument_spec(), body, mutually_exclusive=[("cluster_id", "fingerprint")])
+    run_module(argument_spec(), body, mutually_exclusive=ONE_NAME)
 
 
 if __name__ == "__main__":

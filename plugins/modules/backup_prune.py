@@ -26,16 +26,6 @@ description:
     needed to begin.
   - Unfinished transfers that nobody touched for O(incoming_grace) are cleared.
 options:
-  store:
-    description: Root directory of the store.
-    type: path
-    required: true
-  cluster_id:
-    description: The cluster. Not needed in a store that holds only one.
-    type: str
-  fingerprint:
-    description: As O(cluster_id), named by the fingerprint of any of its generations.
-    type: str
   keep:
     description: How many verified copies always stay. V(0) is refused.
     type: int
@@ -71,27 +61,15 @@ options:
     description: How long an unfinished transfer may rest, in seconds.
     type: float
     default: 604800
-  require:
-    description:
-      - Parts that a backup needs to be complete beside its data (M(kmsops.fortanix_dsm.backup_part)).
-      - A copy that lacks one does not count as verified.
-    type: list
-    elements: str
-    choices: [config, secrets]
-    default: []
-  metrics:
-    description:
-      - Write an OpenMetrics text file for a node exporter's textfile directory, C(/var/lib/node_exporter/dsm.prom) for
-        example.
-    type: path
-  run_id:
-    description: The run that this belongs to. It goes into the ledger.
-    type: str
-    default: ''
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.accept
   - kmsops.fortanix_dsm.attributes
   - kmsops.fortanix_dsm.attributes.store_group
+  - kmsops.fortanix_dsm.store
+  - kmsops.fortanix_dsm.store.cluster
+  - kmsops.fortanix_dsm.store.metrics
+  - kmsops.fortanix_dsm.store.parts
+  - kmsops.fortanix_dsm.store.run
 attributes:
   check_mode:
     support: full
@@ -212,16 +190,18 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import
     accept_spec,
     run_module,
 )
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._store_module import (
+    ONE_NAME,
+    chosen_store,
+    store_spec,
+)
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 
 
 def argument_spec() -> dict[str, t.Any]:
     """Options of the module."""
     return {
-        "store": {"type": "path", "required": True},
-        "cluster_id": {"type": "str"},
-        "fingerprint": {"type": "str"},
+        **store_spec("cluster", "parts", "metrics", "run"),
         "keep": {"type": "int", "required": True},
         "max_copies": {"type": "int"},
         "max_age": {"type": "float"},
@@ -231,9 +211,6 @@ def argument_spec() -> dict[str, t.Any]:
         "need": {"type": "int"},
         "headroom": {"type": "float", "default": 0.1},
         "incoming_grace": {"type": "float", "default": 604800},
-        "require": {"type": "list", "elements": "str", "choices": ["config", "secrets"], "default": []},
-        "metrics": {"type": "path"},
-        "run_id": {"type": "str", "default": ""},
         **accept_spec(),
     }
 
@@ -241,9 +218,7 @@ def argument_spec() -> dict[str, t.Any]:
 def body(shell: Shell) -> Outcome:
     """Plan and prune."""
     params = shell.params
-    store = ClusterStore.require(
-        params["store"], cluster_id=params["cluster_id"] or "", fingerprint=params["fingerprint"] or ""
-    )
+    store = chosen_store(params)
     names = ("keep", "max_copies", "max_age", "keep_within", "failed_grace", "fresh_within")
     request = PruneRequest(
         policy=Policy(**{name: params[name] for name in names}),
@@ -267,7 +242,7 @@ def body(shell: Shell) -> Outcome:
 
 def main() -> None:
     """Entry point."""
-    run_module(argument_spec(), body, mutually_exclusive=[("cluster_id", "fingerprint")])
+    run_module(argument_spec(), body, mutually_exclusive=ONE_NAME)
 
 
 if __name__ == "__main__":

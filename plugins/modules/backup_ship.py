@@ -29,10 +29,6 @@ options:
     type: str
     choices: [published, staged]
     default: published
-  store:
-    description: Root directory of the store. Role P(kmsops.fortanix_dsm.backup_store#role) makes it.
-    type: path
-    required: true
   cluster:
     description:
       - The cluster whose backups these are, from M(kmsops.fortanix_dsm.cluster_info). Needed with O(state=published).
@@ -158,24 +154,6 @@ options:
     description: How long to wait for a backup to be delivered or to become quiet, in seconds.
     type: float
     default: 300
-  headroom:
-    description: Free space wanted beside the backups themselves, as a fraction of their size.
-    type: float
-    default: 0.1
-  workers:
-    description:
-      - Upper bound of parallel connections to one source, 1 to 8. It begins with two at most, and more are made only
-        while each raises the throughput.
-      - Each is a process of its own. All together need less than 200 MB whatever the size of a backup.
-    type: int
-    default: 8
-  rate_limit:
-    description: Bytes a second at most, of all connections together. Absent means no limit.
-    type: int
-  new_cluster:
-    description: Say V(true) once to keep a second cluster in a store that already belongs to one.
-    type: bool
-    default: false
   id:
     description: The backup to stage, V(newest) for the newest whose verification did not fail. With O(state=staged).
     type: str
@@ -203,18 +181,6 @@ options:
       passphrase: *passphrase
       host_key: *host_key
       known_hosts: *known_hosts
-  connect_timeout:
-    description: How long to wait for a connection, in seconds.
-    type: float
-    default: 30
-  stall_timeout:
-    description: How long a connection may send nothing before it is given up, in seconds. There is no total limit.
-    type: float
-    default: 60
-  run_id:
-    description: The run that this belongs to. It goes into manifest, lease and ledger.
-    type: str
-    default: ''
 requirements:
   - Python 3.9 or newer on the store
   - paramiko 3.5 or newer on the store, where a source or a target is another host
@@ -222,6 +188,10 @@ extends_documentation_fragment:
   - kmsops.fortanix_dsm.accept
   - kmsops.fortanix_dsm.attributes
   - kmsops.fortanix_dsm.attributes.store_group
+  - kmsops.fortanix_dsm.store
+  - kmsops.fortanix_dsm.store.new
+  - kmsops.fortanix_dsm.store.run
+  - kmsops.fortanix_dsm.transfer
 attributes:
   check_mode:
     support: full
@@ -379,7 +349,6 @@ notes:
   elements: str
 """
 
-import syslog
 import typing as t
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import (
@@ -389,23 +358,18 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import
     run_module,
 )
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._runner import fill_template
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._store_module import (
+    follow,
+    login_spec,
+    store_spec,
+    transfer_spec,
+)
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._request import (
     ship_request,
     stage_request,
 )
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ship import ship
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._stage import stage
-
-
-def login_spec() -> dict[str, t.Any]:
-    """Options of an SSH login."""
-    return {
-        "port": {"type": "int", "default": 22},
-        "key_file": {"type": "path", "no_log": False},
-        "passphrase": {"type": "str", "no_log": True},
-        "host_key": {"type": "str", "no_log": False},
-        "known_hosts": {"type": "path"},
-    }
 
 
 def argument_spec() -> dict[str, t.Any]:
@@ -437,7 +401,8 @@ def argument_spec() -> dict[str, t.Any]:
     }
     return {
         "state": {"type": "str", "choices": ["published", "staged"], "default": "published"},
-        "store": {"type": "path", "required": True},
+        **store_spec("new", "run"),
+        **transfer_spec(),
         "cluster": {"type": "dict", "options": cluster},
         "cluster_id": {"type": "str"},
         "sources": {"type": "list", "elements": "dict", "default": [], "options": {**login_spec(), **source}},
@@ -447,15 +412,8 @@ def argument_spec() -> dict[str, t.Any]:
         "select": {"type": "str", "choices": ["all", "newest"], "default": "all"},
         "quiet": {"type": "float", "default": 60},
         "patience": {"type": "float", "default": 300},
-        "headroom": {"type": "float", "default": 0.1},
-        "workers": {"type": "int", "default": 8},
-        "rate_limit": {"type": "int"},
-        "new_cluster": {"type": "bool", "default": False},
         "id": {"type": "str"},
         "push": {"type": "dict", "options": {**login_spec(), **push}},
-        "connect_timeout": {"type": "float", "default": 30},
-        "stall_timeout": {"type": "float", "default": 60},
-        "run_id": {"type": "str", "default": ""},
         **accept_spec(),
     }
 
@@ -464,7 +422,7 @@ def body(shell: Shell) -> Outcome:
     """Ship or stage."""
     if shell.params["state"] == "staged":
         return _staged(shell)
-    result = ship(ship_request(shell.params, _identify(shell), _say), shell.check_mode)
+    result = ship(ship_request(shell.params, _identify(shell), follow("backup_ship")), shell.check_mode)
     for note in result.notes:
         shell.warn(note)
     had = [item["id"] for item in result.backups if item["already"]]
@@ -474,12 +432,6 @@ def body(shell: Shell) -> Outcome:
         after={"published": [item["id"] for item in result.backups]},
         **result.returns(),
     )
-
-
-def _say(line: str) -> None:
-    """A line for whoever watches the transfer; the result of a module comes only at its end."""
-    syslog.openlog("kmsops-backup-ship", syslog.LOG_PID, syslog.LOG_DAEMON)
-    syslog.syslog(syslog.LOG_INFO, line)
 
 
 def _identify(shell: Shell) -> t.Callable[[str], str] | None:
@@ -492,7 +444,7 @@ def _identify(shell: Shell) -> t.Callable[[str], str] | None:
 
 
 def _staged(shell: Shell) -> Outcome:
-    result = stage(stage_request(shell.params, _say), shell.check_mode)
+    result = stage(stage_request(shell.params, follow("backup_ship")), shell.check_mode)
     directory = result.staged["directory"]
     return Outcome(
         result.changed,

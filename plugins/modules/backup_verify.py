@@ -18,16 +18,6 @@ description:
     fails as well.
   - Each verdict is recorded in the ledger. That is evidence, not a change.
 options:
-  store:
-    description: Root directory of the store.
-    type: path
-    required: true
-  cluster_id:
-    description: The cluster. Not needed in a store that holds only one.
-    type: str
-  fingerprint:
-    description: As O(cluster_id), named by the fingerprint of any of its generations.
-    type: str
   ids:
     description: Verify these. Empty means all, or the newest with O(newest).
     type: list
@@ -59,34 +49,24 @@ options:
       - Absent means that the source it was pulled from is enough.
     type: str
     choices: [by_template]
-  require:
-    description:
-      - Parts that a backup needs to be complete beside its data (M(kmsops.fortanix_dsm.backup_part)).
-      - Every byte of the newest bundle of each is read too. What lacks one fails with the soft reason V(INCOMPLETE).
-    type: list
-    elements: str
-    choices: [config, secrets]
-    default: []
   slice:
     description:
       - Read only one slice of all files, C(n/t), for example V(3/7). Any t runs with all values of n read everything.
       - V(auto/t) takes the next slice by itself. Presence and size of all files are looked at in every run.
     type: str
-  metrics:
-    description: Write an OpenMetrics text file as M(kmsops.fortanix_dsm.backup_prune) does.
-    type: path
   report_only:
     description: Return the verdicts without failing.
     type: bool
     default: false
-  run_id:
-    description: The run that this belongs to. It goes into the ledger.
-    type: str
-    default: ''
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.accept
   - kmsops.fortanix_dsm.attributes
   - kmsops.fortanix_dsm.attributes.store_group
+  - kmsops.fortanix_dsm.store
+  - kmsops.fortanix_dsm.store.cluster
+  - kmsops.fortanix_dsm.store.metrics
+  - kmsops.fortanix_dsm.store.parts
+  - kmsops.fortanix_dsm.store.run
 attributes:
   check_mode:
     support: full
@@ -179,8 +159,12 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import
     accept_spec,
     run_module,
 )
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._store_module import (
+    ONE_NAME,
+    chosen_store,
+    store_spec,
+)
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._metrics import check_path, write
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._verify import (
     VerifyRequest,
     refuse_failed,
@@ -191,9 +175,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ver
 def argument_spec() -> dict[str, t.Any]:
     """Options of the module."""
     return {
-        "store": {"type": "path", "required": True},
-        "cluster_id": {"type": "str"},
-        "fingerprint": {"type": "str"},
+        **store_spec("cluster", "parts", "metrics", "run"),
         "ids": {"type": "list", "elements": "str", "default": []},
         "newest": {"type": "bool", "default": False},
         "max_age": {"type": "float"},
@@ -201,11 +183,8 @@ def argument_spec() -> dict[str, t.Any]:
         "grace": {"type": "float", "default": 3600},
         "min_ratio": {"type": "float", "default": 0},
         "provenance": {"type": "str", "choices": ["by_template"]},
-        "require": {"type": "list", "elements": "str", "choices": ["config", "secrets"], "default": []},
         "slice": {"type": "str"},
-        "metrics": {"type": "path"},
         "report_only": {"type": "bool", "default": False},
-        "run_id": {"type": "str", "default": ""},
         **accept_spec(),
     }
 
@@ -239,9 +218,7 @@ def body(shell: Shell) -> Outcome:
     params = shell.params
     request = request_of(params, shell.check_mode)
     check_path(params["metrics"])
-    store = ClusterStore.require(
-        params["store"], cluster_id=params["cluster_id"] or "", fingerprint=params["fingerprint"] or ""
-    )
+    store = chosen_store(params)
     result = verify(store, request)
     if params["metrics"] and not shell.check_mode:
         write(store, params["metrics"])
@@ -261,7 +238,7 @@ def main() -> None:
     run_module(
         argument_spec(),
         body,
-        mutually_exclusive=[("cluster_id", "fingerprint"), ("ids", "newest"), ("newest", "slice"), ("ids", "slice")],
+        mutually_exclusive=[*ONE_NAME, ("ids", "newest"), ("newest", "slice"), ("ids", "slice")],
     )
 
 

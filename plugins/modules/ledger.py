@@ -17,18 +17,10 @@ description:
   - What is true now is folded from the events. The guards of this collection ask it which cluster is production and who
     its members are.
 options:
-  store:
-    description: Root directory of the store.
-    type: path
-    required: true
-  cluster_id:
-    description: The cluster in the store. Not needed in a store that holds only one.
-    type: str
   fingerprint:
     description:
       - As O(cluster_id), named by the fingerprint of any of its generations.
       - With O(state=appended) in an empty store it starts the cluster's part of the store.
-    type: str
   state:
     description:
       - V(read) returns the events and what they amount to. A cluster that the store does not know is RV(known=false).
@@ -67,17 +59,13 @@ options:
     description: What is to be remembered. Never put a secret here.
     type: dict
     default: {}
-  new_cluster:
-    description: Say V(true) once to keep a second cluster in a store that already belongs to one.
-    type: bool
-    default: false
-  run_id:
-    description: The run that this belongs to.
-    type: str
-    default: ''
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
   - kmsops.fortanix_dsm.attributes.store_group
+  - kmsops.fortanix_dsm.store
+  - kmsops.fortanix_dsm.store.cluster
+  - kmsops.fortanix_dsm.store.new
+  - kmsops.fortanix_dsm.store.run
 attributes:
   check_mode:
     support: full
@@ -190,21 +178,23 @@ import typing as t
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import ledger as core
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import Outcome, Shell, run_module
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._store_module import (
+    ONE_NAME,
+    chosen,
+    chosen_store,
+    store_spec,
+)
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 
 
 def argument_spec() -> dict[str, t.Any]:
     """Options of the module."""
     return {
-        "store": {"type": "path", "required": True},
-        "cluster_id": {"type": "str"},
-        "fingerprint": {"type": "str"},
+        **store_spec("cluster", "new", "run"),
         "state": {"type": "str", "choices": ["read", "appended", "verified"], "default": "read"},
         "kind": {"type": "str", "choices": list(core.KINDS)},
         "subject": {"type": "str"},
         "data": {"type": "dict", "default": {}},
-        "new_cluster": {"type": "bool", "default": False},
-        "run_id": {"type": "str", "default": ""},
     }
 
 
@@ -250,9 +240,7 @@ def _append(shell: Shell) -> Outcome:
 def _read(shell: Shell) -> Outcome:
     params = shell.params
     checked = params["state"] == "verified"
-    wanted = {"cluster_id": params["cluster_id"] or "", "fingerprint": params["fingerprint"] or ""}
-    root = params["store"]
-    store = ClusterStore.require(root, **wanted) if checked else ClusterStore.find(root, **wanted)
+    store = chosen_store(params) if checked else ClusterStore.find(params["store"], **chosen(params))
     if store is None:
         return Outcome(False, events=[], **_common(None, core.Chain((), (), 0)))
     chain = store.ledger.trusted() if checked else store.ledger.chain()
@@ -276,7 +264,7 @@ def main() -> None:
     run_module(
         argument_spec(),
         body,
-        mutually_exclusive=[("cluster_id", "fingerprint")],
+        mutually_exclusive=ONE_NAME,
         required_if=[("state", "appended", ["kind", "subject"])],
     )
 
