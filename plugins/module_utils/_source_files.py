@@ -24,29 +24,41 @@ def difference(file: File, root: str) -> Problem | None:
     """What is not as the store has it; None if every byte is. An absent file is ``GONE``."""
     if os.path.realpath(os.path.dirname(file.path)) != os.path.dirname(file.path) or not file.path.startswith(root):
         return Problem("LINK", f"a symbolic link leads to {file.path}")
+    found, problem = sha256_of(file.path, file.size, file.mtime)
+    if problem is None and found != file.sha256:
+        return Problem("CHANGED", f"{file.path} has other content than what was shipped")
+    return problem
+
+
+def sha256_of(path: str, size: int, mtime: int) -> tuple[str, Problem | None]:
+    """SHA-256 (hex) of a regular file that has this size and time (s) before it is read and afterwards."""
     try:
-        descriptor = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        return Problem("GONE", f"{file.path} is not there any more")
+        return "", Problem("GONE", f"{path} is not there any more")
     except OSError as error:
-        return Problem("UNREADABLE", f"{file.path} cannot be read: {error.strerror}")
+        return "", Problem("UNREADABLE", f"{path} cannot be read: {error.strerror}")
+    whole = hashlib.sha256()
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or (found.st_size, int(found.st_mtime)) != (file.size, file.mtime):
-            return Problem("CHANGED", f"{file.path} is not the file that was shipped: kind, size or time differ")
-        whole = hashlib.sha256()
-        while True:
+        same = _is(descriptor, size, mtime)
+        while same:
             piece = os.read(descriptor, _PIECE)
             if not piece:
                 break
             whole.update(piece)
+        same = same and _is(descriptor, size, mtime)
     except OSError as error:
-        return Problem("UNREADABLE", f"{file.path} cannot be read: {error.strerror}")
+        return "", Problem("UNREADABLE", f"{path} cannot be read: {error.strerror}")
     finally:
         os.close(descriptor)
-    if whole.hexdigest() != file.sha256:
-        return Problem("CHANGED", f"{file.path} has other content than what was shipped")
-    return None
+    if not same:
+        return "", Problem("CHANGED", f"{path} is not the file that is meant: kind, size or time differ")
+    return whole.hexdigest(), None
+
+
+def _is(descriptor: int, size: int, mtime: int) -> bool:
+    found = os.fstat(descriptor)
+    return stat.S_ISREG(found.st_mode) and (found.st_size, int(found.st_mtime)) == (size, mtime)
 
 
 def remove(files: t.Sequence[File], root: str) -> None:

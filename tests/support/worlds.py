@@ -610,6 +610,20 @@ class SourceClean(World):
         self.params = {"backups": backups, "host": "192.0.2.50", "root": str(drop), "older_than": 86400}
 
 
+class SourceHash(World):
+    """A landing host with one delivery."""
+
+    module = "source_hash"
+    here = "landing"
+    refused = {"files": [{"path": "relative", "size": 1, "mtime": 1}]}
+
+    def make(self) -> None:
+        path = self.root / "backup_1"
+        path.write_bytes(b"rows")
+        os.utime(path, (1000.0, 1000.0))
+        self.params = {"files": [{"path": str(path), "size": 4, "mtime": 1000}]}
+
+
 class LedgerRead(_WithBackup):
     module = "ledger"
     refused = {"state": "verified", "cluster_id": "0" * 16}
@@ -634,4 +648,5 @@ WORLDS: list[type[World]] = [
     BackupConfig, BackupInfo, BackupPart, BackupPin, BackupPrune, BackupRun, BackupShip, BackupVerify, CanaryPresent,
     CanaryWritten, ClusterCreate, ClusterInfo, ClusterJoin, ClusterRemove, ClusterReset, ClusterWaitFor,
     DatacenterLabel, HealthInfo, JoinToken, JoinTokenAbsent, LedgerAppended, LedgerRead, Restore, SourceClean,
+    SourceHash,
 ]  # fmt: skip
