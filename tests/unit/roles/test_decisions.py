@@ -5,59 +5,6 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
-import pathlib
-import re
-import subprocess
-import sys
-
-import pytest
-import yaml
-
-ROLES = pathlib.Path(__file__).resolve().parents[3] / "roles"
-
-
-@pytest.fixture
-def decide_all(tmp_path):
-    """Evaluate variables of a role's vars/main.yml for several sets of inputs in one run of Ansible."""
-
-    def evaluate(role, cases, *wanted):
-        answer = "{{ {" + ", ".join(f"'{name}': {name}" for name in wanted) + "} | to_json | b64encode }}"
-        plays = [
-            {
-                "hosts": "localhost",
-                "gather_facts": False,
-                "vars_files": [str(ROLES / role / "vars" / "main.yml")],
-                "vars": inputs,
-                # debug runs no module, which would take longer than all the rest
-                "tasks": [{"ansible.builtin.debug": {"msg": f"ANSWER {answer}"}}],
-            }
-            for inputs in cases
-        ]
-        path = tmp_path / "plays.yml"
-        path.write_text(yaml.safe_dump(plays), encoding="utf-8")
-        command = pathlib.Path(sys.executable).parent / "ansible-playbook"
-        done = subprocess.run(
-            [str(command), str(path)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_LOCALHOST_WARNING": "0"},
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        found = [json.loads(base64.b64decode(text)) for text in re.findall("ANSWER ([A-Za-z0-9+/=]+)", done.stdout)]
-        assert len(found) == len(cases), done.stdout
-        return found
-
-    return evaluate
-
-
-@pytest.fixture
-def decide(decide_all):
-    """The same for one set of inputs."""
-    return lambda role, inputs, *wanted: decide_all(role, [inputs], *wanted)[0]
-
 
 GOOD = {
     "preflight_ansible_version": "2.19.4",
