@@ -53,6 +53,8 @@ DEAD_AFTER = 120.0
 #: Ranges and bytes that a worker has ahead of those it is reading.
 AHEAD = 4 << 20
 RANGES_AHEAD = 16
+#: Ranges of slow workers that may be fetched a second time, for each worker of a transfer.
+DOUBLED = 4
 _ORPHAN_SECONDS = 10.0
 _REST_SECONDS = 5.0
 
@@ -249,6 +251,7 @@ class _Transfer:
         #: when each range was lent first that is not back yet
         self.begun: dict[int, float] = {}
         self.received = 0
+        self.doubled = 0
         limit = max(1, min(transfer.workers, len(pool.alive)))
         self.growth = _policy.Growth(limit, _policy.first_workers(limit, transfer.bytes), os.cpu_count() or 1)
 
@@ -372,10 +375,11 @@ class _Transfer:
                 break
             given.append(item)
             count, ahead = count + 1, ahead + item.length
-        if line.connected and not count:
+        if line.connected and not count and self.doubled < DOUBLED * len(self.lines):
             item = self._slow(member)
             if item is not None:
                 given.append(item)
+                self.doubled += 1
                 self.report.bytes += item.length
                 self.report.resent += item.length
         if given:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -85,7 +86,7 @@ def test_an_interrupted_bench_writes_what_it_has(bench: subprocess.Popen[str], t
     before = await_first_run(bench)
     assert len(before) >= 4
     bench.send_signal(signal.SIGINT)
-    output, _none = bench.communicate(timeout=30)
+    output, _none = bench.communicate(timeout=120)
     assert bench.returncode == 130, output
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["complete"] is False
@@ -97,10 +98,15 @@ def test_an_interrupted_bench_writes_what_it_has(bench: subprocess.Popen[str], t
 
 def test_a_bench_that_was_killed_leaves_no_process(bench: subprocess.Popen[str], tmp_path: Path) -> None:
     before = await_first_run(bench)
-    handles = [os.pidfd_open(pid) for pid in before]
+    handles = []
+    for pid in before:
+        # A tool of the next run may have come and gone already.
+        with contextlib.suppress(ProcessLookupError):
+            handles.append(os.pidfd_open(pid))
+    assert len(handles) >= 4
     bench.kill()
     bench.wait()
     for handle in handles:
-        assert select.select([handle], [], [], 10.0)[0], "a process outlived its bench"
+        assert select.select([handle], [], [], 120.0)[0], "a process outlived its bench"
         os.close(handle)
     assert json.loads((tmp_path / "summary.json").read_text())["complete"] is False

@@ -10,6 +10,7 @@ import getpass
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -24,10 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
+import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.manifest import Manifest
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _ssh
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _discover, _ssh
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._request import ship_request
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ship import ShipResult, ship
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
@@ -43,6 +45,8 @@ SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ
 FINGERPRINT = hashlib.sha256(b"the production cluster").hexdigest()
 OTHER = hashlib.sha256(b"another cluster").hexdigest()
 CANARY = "canary-7f3a-passphrase"
+#: Seconds after which something that must happen is taken not to; it is never waited for that long.
+PATIENCE = 120.0
 MEMBERS = [{"name": f"dc{n}-n1", "addresses": [f"192.0.2.{n}"], "host_id": f"host-{n}"} for n in (1, 2, 3)]
 
 
@@ -55,34 +59,60 @@ def keygen(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port on which nobody listens.
 
-
-def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 10
+    Below those that the kernel hands out by itself: neither does anybody get it by chance until it is used, nor can a
+    connection to it become one to itself.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 0.2).close()
-            return
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
+        port = random.randrange(10_000, lowest) if lowest > 10_001 else random.randrange(1024, lowest)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+
+
+def await_that(condition: Callable[[], Any], what: str) -> Any:
+    """Wait until something holds, on a machine of any speed; returns what it is then."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def _parents() -> dict[int, list[int]]:
+    """The children of every process."""
+    found: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            found.setdefault(parent, []).append(int(entry.name))
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process started and that it has not buried."""
+    return _parents().get(pid, [])
 
 
 def descendants(pid: int) -> list[int]:
     """Children of a process, their children, and so on."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            parents.setdefault(parent, []).append(int(entry.name))
+    parents = _parents()
     found = list(parents.get(pid, []))
     for child in found:
         found.extend(parents.get(child, []))
     return found
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended; it may still wait to be asked how. Its files are closed then."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 @dataclass
@@ -111,9 +141,7 @@ class Sshd:
         for path in (self.client_key, self.host_key):
             if not path.exists():
                 keygen(path)
-        self.port = self.port or free_port()
         (self.directory / "authorized").write_text((self.directory / "client.pub").read_text())
-        self.pin()
         subsystem = (
             [] if any(line.startswith("Subsystem") for line in self.options) else ["Subsystem sftp internal-sftp"]
         )
@@ -132,16 +160,30 @@ class Sshd:
         (self.directory / "config").write_text("\n".join(config) + "\n")
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
-        self.process = subprocess.Popen(
-            [SSHD, "-D", "-f", str(self.directory / "config"), "-p", str(self.port), "-E", str(self.directory / "log")],
-            start_new_session=True,
-        )
-        wait_for_port(self.port, self.process)
+        again = self.port
+        while not self._listens(again or free_port()):
+            # Only a port that nobody was told yet may be another one.
+            assert not again, (self.directory / "log").read_text()
+        self.known_hosts.write_text(self.pinned(self.port))
         return self
 
-    def pin(self) -> None:
+    def _listens(self, port: int) -> bool:
+        """Start on a port; False if somebody else has it."""
+        log = self.directory / "log"
+        log.write_text("")
+        self.port = port
+        self.process = subprocess.Popen(
+            [SSHD, "-D", "-f", str(self.directory / "config"), "-p", str(port), "-E", str(log)],
+            start_new_session=True,
+        )
+        process = self.process
+        await_that(lambda: "Server listening" in log.read_text() or process.poll() is not None, "sshd does not listen")
+        return process.poll() is None
+
+    def pinned(self, port: int) -> str:
+        """The line of known_hosts for this server, seen at a port of this machine."""
         kind, blob = (self.directory / "host.pub").read_text().split()[:2]
-        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {kind} {blob}\n")
+        return f"[127.0.0.1]:{port} {kind} {blob}\n"
 
     def new_host_key(self) -> None:
         """The host was reinstalled, or somebody is in between."""
@@ -152,10 +194,12 @@ class Sshd:
     def stop(self) -> None:
         """Kill the listener and every session, as a power cut would."""
         if self.process is not None and self.process.poll() is None:
+            # So that it starts no session while we look for them.
+            os.kill(self.process.pid, signal.SIGSTOP)
             for pid in [self.process.pid, *descendants(self.process.pid)]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(PATIENCE)
         self.process = None
 
     def login(self, **changes: Any) -> dict[str, Any]:
@@ -297,10 +341,13 @@ class Site:
         payload = self.source.parent / f"payload-{name}"
         payload.write_bytes(os.urandom(size))
         path = self.source / name
-        with tarfile.open(path, "w:gz") as archive:
+        # It is there as a whole or not at all, whoever looks meanwhile.
+        draft = self.source.parent / f"draft-{name}"
+        with tarfile.open(draft, "w:gz") as archive:
             archive.add(payload, "dsm/table/nb-1-big-Data.db")
         payload.unlink()
-        self.at(path, age)
+        self.at(draft, age)
+        draft.replace(path)
         return path
 
     def at(self, path: Path, age: float) -> None:
@@ -348,6 +395,25 @@ class Site:
     def snapshot(self) -> dict[str, str]:
         """Every file of the store and its hash."""
         return tree(self.store)
+
+
+def growing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was written to since it was looked at last, whoever looks and however quickly."""
+    look = _discover.discover
+
+    def grow() -> None:
+        with open(path, "ab") as file:
+            file.write(b"x" * 1000)
+        # Never old enough to be taken at once, however long it takes until somebody looks.
+        os.utime(path, (time.time() + 3600,) * 2)
+
+    def grown(*arguments: Any) -> Any:
+        grow()
+        return look(*arguments)
+
+    grow()
+
+    monkeypatch.setattr(_discover, "discover", grown)
 
 
 def tree(root: Path) -> dict[str, str]:

@@ -22,10 +22,13 @@ from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers 
     FINGERPRINT,
     MEMBERS,
     OTHER,
+    PATIENCE,
     Result,
     Site,
     Sshd,
+    await_that,
     free_port,
+    growing,
     keygen,
     run_module,
 )
@@ -220,9 +223,7 @@ def test_an_agent_holds_the_key(site: Site, tmp_path: Path) -> None:
     agent = tmp_path / "agent"
     process = subprocess.Popen(["ssh-agent", "-D", "-a", str(agent)], stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 10
-        while not agent.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        await_that(agent.exists, "the agent does not start")
         environ = {"SSH_AUTH_SOCK": str(agent)}
         source = site.sshd.login(path=f"{site.source}/*", key_file=None)
         refused(site.ship(sources=[source], request={"environ": environ}), "AUTH_REFUSED")
@@ -233,7 +234,7 @@ def test_an_agent_holds_the_key(site: Site, tmp_path: Path) -> None:
         assert result.changed, result.output
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
 def test_no_key_and_no_agent(site: Site) -> None:
@@ -458,22 +459,11 @@ def test_f02_a_delivery_cut_at_any_sixteenth_is_refused(site: Site, sixteenth: i
 
 def test_a_growing_delivery_is_refused_until_it_is_quiet(site: Site) -> None:
     path = site.source / "growing.bin"
-    stop = threading.Event()
-
-    def grow() -> None:
-        with open(path, "wb", buffering=0) as file:
-            while not stop.wait(0.05):
-                file.write(b"x" * 1000)
-
-    writer = threading.Thread(target=grow)
-    writer.start()
-    try:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        growing(path, monkeypatch)
         refused(site.ship(quiet=1, patience=2), "GROWING")
-    finally:
-        stop.set()
-        writer.join()
     assert not site.published()
-    result = site.ship(quiet=1, patience=10)
+    result = site.ship(quiet=1, patience=PATIENCE)
     assert result.changed and result.backups[0]["bytes"] == path.stat().st_size, result.output
 
 
@@ -486,8 +476,10 @@ def test_f01_a_backup_that_was_announced_and_never_came(site: Site) -> None:
 def test_an_announced_backup_is_waited_for(site: Site) -> None:
     site.deliver("old.tar.gz", age=3600)
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 10))
-    threading.Timer(2, lambda: site.deliver("new.tar.gz", age=0)).start()
-    result = site.ship(snapshot_started=started, patience=30, quiet=1)
+    timer = threading.Timer(2, lambda: site.deliver("new.tar.gz", age=0))
+    timer.start()
+    result = site.ship(snapshot_started=started, patience=PATIENCE, quiet=1)
+    timer.join()
     assert result.changed, result.output
     assert [item["snapshot_started"] for item in result.backups] == [None, started]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -25,6 +24,7 @@ from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers 
     Site,
     Sshd,
     free_port,
+    growing,
     keygen,
     run_module,
 )
@@ -54,28 +54,16 @@ def refused(site: Site, expected: list[str], attempt: Callable[[], Result], erro
     return result
 
 
-def test_wrong_use_empty_truncated_and_growing_backup(kept: Site) -> None:
+def test_wrong_use_empty_truncated_and_growing_backup(kept: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """All three at once: each is told by its name."""
     good = kept.deliver("cut.tar.gz").read_bytes()
     (kept.source / "cut.tar.gz").write_bytes(good[: len(good) // 2])
     (kept.source / "empty.tar.gz").touch()
     for name in ("cut.tar.gz", "empty.tar.gz"):
         kept.at(kept.source / name, 600)
-    stop = threading.Event()
-
-    def grow() -> None:
-        with open(kept.source / "growing.bin", "wb", buffering=0) as file:
-            while not stop.wait(0.05):
-                file.write(b"x" * 1000)
-
-    writer = threading.Thread(target=grow)
-    writer.start()
-    try:
-        expected = ["GROWING", "TRUNCATED", "ZERO_LENGTH"]
-        result = refused(kept, expected, lambda: kept.ship(quiet=1, patience=1), "SHIP_INCOMPLETE")
-    finally:
-        stop.set()
-        writer.join()
+    growing(kept.source / "growing.bin", monkeypatch)
+    expected = ["GROWING", "TRUNCATED", "ZERO_LENGTH"]
+    result = refused(kept, expected, lambda: kept.ship(quiet=1, patience=1), "SHIP_INCOMPLETE")
     assert all(name in result.msg for name in ("cut.tar.gz", "empty.tar.gz", "growing.bin"))
 
 

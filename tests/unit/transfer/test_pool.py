@@ -58,9 +58,15 @@ def test_the_cap_survives_who_is_killed_in_the_middle_of_it() -> None:
     time.sleep(0.02)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    started = time.monotonic()
+
+    def left_behind(_number: int, _frame: object) -> None:
+        raise AssertionError("the lock was left behind")
+
+    before = signal.signal(signal.SIGALRM, left_behind)
+    signal.alarm(120)
     pace.due(1, 1e12)
-    assert time.monotonic() - started < 1
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
     pace.close()
     os.close(reading)
     os.close(writing)
@@ -72,7 +78,7 @@ def test_workers_answer_and_end_with_the_pool() -> None:
         for member in pool.members:
             member.send(Rest())
         answers: list[int] = []
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while len(answers) < 3 and time.monotonic() < deadline:
             for member, message in pool.hear(0.1):
                 assert isinstance(message, Resting) and 0 < message.memory < 1 << 30
@@ -85,7 +91,7 @@ def test_a_worker_that_died_is_told_once_and_takes_no_orders() -> None:
     with Pool(2, remote=False) as pool:
         victim = pool.members[0]
         os.kill(victim.pid, signal.SIGKILL)
-        heard = pool.hear(5.0)
+        heard = pool.hear(120.0)
         assert heard == [(victim, None)]
         assert "SIGKILL" in victim.end() and pool.alive == [pool.members[1]]
         victim.send(Rest())
@@ -103,7 +109,7 @@ def test_workers_end_when_their_parent_is_killed() -> None:
     assert len(workers) == 4 and not any(gone(pid) for pid in workers)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 120
     while not all(gone(pid) for pid in workers):
         assert time.monotonic() < deadline, "orphans"
         time.sleep(0.01)
