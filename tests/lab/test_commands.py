@@ -155,8 +155,8 @@ def test_a_failed_command_is_told_without_its_secrets() -> None:
 def test_a_command_that_hangs_is_ended() -> None:
     begin = time.monotonic()
     with pytest.raises(LabError, match="did not end within"):
-        process.run(["sleep", "60"], timeout=0.2)
-    assert time.monotonic() - begin < 10
+        process.run(["sleep", "600"], timeout=0.2)
+    assert time.monotonic() - begin < 300
 
 
 def test_a_missing_command_is_a_missing_prerequisite() -> None:
@@ -171,7 +171,7 @@ def test_waiting_tells_the_last_answer() -> None:
     with pytest.raises(LabError, match=r"health: not within 0\.2 s; last answer: dr1 answers 500"):
         process.await_condition("health", never, timeout=0.2, interval=0.01)
     answers = iter([0, "", "ready"])
-    assert process.await_condition("it", lambda: next(answers), timeout=5, interval=0.01) == "ready"
+    assert process.await_condition("it", lambda: next(answers), timeout=120, interval=0.01) == "ready"
 
 
 def test_each_keeps_the_order_and_raises() -> None:
@@ -191,7 +191,7 @@ def test_patience_reminds_until_the_work_is_over_and_not_after(capsys: pytest.Ca
 
     progress = Heard()
     with progress.patience("still at it", every=0.01):
-        assert reminded.wait(10)
+        assert reminded.wait(120)
     words = capsys.readouterr().err
     assert "s] still at it\n" in words
     assert "patience" not in [thread.name for thread in threading.enumerate()]

@@ -28,7 +28,7 @@ def running(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
 def test_orphans_are_ended_and_nobody_else(tmp_path: Path, running: list[subprocess.Popen[bytes]]) -> None:
     orphan, others = running[0], running[1:]
     assert commands.end_orphans(tmp_path) == 1
-    assert orphan.wait(timeout=10) == -signal.SIGKILL
+    assert orphan.wait(timeout=120) == -signal.SIGKILL
     assert [other.poll() for other in others] == [None, None]
 
 

@@ -30,7 +30,7 @@ class Client:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        self.connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
+        self.connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=120, context=context)
         self.authorization = ""
 
     def call(self, method: str, path: str, body: Any = None, authorization: str | None = None) -> tuple[int, Any]:
@@ -115,7 +115,7 @@ def test_starting_answers_health_500_and_refuses_log_ins(client: Client) -> None
 def test_sealed_is_a_state_of_its_own(store: Any, backend: api.Backend, client: Client) -> None:
     store.put_sealed_copy("n1", 1, sealing.seal(sealing.new_cmk(), 1, b"another platform", VERSION))
     threading.Thread(target=backend.open_forever, args=(lambda: store, PLATFORM), daemon=True).start()
-    for _ in range(1000):
+    for _ in range(6000):
         if backend.state == "sealed":
             break
         threading.Event().wait(0.02)

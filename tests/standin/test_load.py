@@ -7,6 +7,8 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
+import os
+import signal
 import stat
 import threading
 from collections.abc import Iterator
@@ -111,12 +113,28 @@ def test_nothing_to_prove_is_no_success(load: Any, capsys: Any) -> None:
 
 
 def test_writing_goes_on_and_notes_what_failed(load: Any, state: Path, store: Any) -> None:
+    def written_until(count: int) -> list[dict[str, Any]]:
+        """All notes after writing went on until there were so many of them."""
+        notes = state / "load-writes.jsonl"
+
+        def enough() -> None:
+            while not notes.exists() or len(notes.read_bytes().splitlines()) < count:
+                threading.Event().wait(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=enough, daemon=True).start()
+        assert load("--keep-writing", "--interval", "0.01", "--seconds", "120") == 0
+        return [json.loads(line) for line in notes.read_text().splitlines()]
+
     assert load("--keys", "1") == 0
-    assert load("--keep-writing", "--interval", "0.01", "--seconds", "0.3") == 0
-    lines = [json.loads(line) for line in (state / "load-writes.jsonl").read_text().splitlines()]
-    assert [line["sequence"] for line in lines] == list(range(1, len(lines) + 1))
-    assert {line["status"] for line in lines} == {200}
-    store.quorum = False
-    assert load("--keep-writing", "--interval", "0.01", "--seconds", "0.1") == 0
-    after = [json.loads(line) for line in (state / "load-writes.jsonl").read_text().splitlines()][len(lines) :]
-    assert {(line["status"], line["sequence"]) for line in after} == {(503, len(lines) + 1)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        lines = written_until(3)
+        assert [line["sequence"] for line in lines] == list(range(1, len(lines) + 1))
+        assert {line["status"] for line in lines} == {200}
+        store.quorum = False
+        after = written_until(len(lines) + 3)[len(lines) :]
+        assert {(line["status"], line["sequence"]) for line in after} == {(503, len(lines) + 1)}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -47,7 +47,7 @@ class Scripted:
             except OSError:
                 continue
 
-    def api(self, host: str | None = HOST, timeout: float = 5.0) -> Api:
+    def api(self, host: str | None = HOST, timeout: float = 60.0) -> Api:
         return Api(Endpoint("127.0.0.1", self.port, host), self.ca_path, timeout)
 
     def close(self) -> None:
