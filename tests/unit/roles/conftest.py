@@ -39,7 +39,7 @@ def decide_all(tmp_path):
         path.write_text(yaml.safe_dump(plays), encoding="utf-8")
         command = pathlib.Path(sys.executable).parent / "ansible-playbook"
         done = subprocess.run(
-            [str(command), str(path)],
+            [str(command), "--inventory", "landing,", str(path)],
             capture_output=True,
             text=True,
             env={**os.environ, "ANSIBLE_HOME": str(tmp_path), "ANSIBLE_LOCALHOST_WARNING": "0"},

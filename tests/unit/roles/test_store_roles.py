@@ -58,3 +58,45 @@ def test_hashes_reach_the_source_that_they_are_of_and_no_other(decide):
         {"host": "192.0.2.51", **login, **there},
         {"path": "/local/*", "layout": "single"},
     ]
+
+
+PLACES = {
+    "/home/dsmbackup/backup/*": "/home/dsmbackup/backup",
+    "/home/dsmbackup/*/backup_*.tar": "/home/dsmbackup",
+    "/b/data[0-9]/x": "/b",
+    "/b/back?p": "/b",
+    "/b/newest.tar": "/b",
+}
+CLEANED = {
+    "source_clean_store": "store",
+    "source_clean_older_than": 604800,
+    "source_clean_keep": 2,
+    "source_clean_sources": [LANDING, {"path": "/local/*"}],
+}
+STRANGER = {"address": "192.0.2.51", "user": "x", "path": "/b/*"}
+NOT_CLEANED = {
+    "allowed": ({}, []),
+    "nobody allowed it": ({"source_clean_older_than": 0}, ["CLEAN_NOT_ALLOWED"]),
+    "no host of the inventory": (
+        {"source_clean_sources": [LANDING, STRANGER, dict(LANDING, name="elsewhere")]},
+        ["SOURCE_NOT_MANAGED"],
+    ),
+    "everything at once": (
+        {"source_clean_older_than": 3599, "source_clean_keep": 0, "source_clean_sources": []},
+        ["CLEAN_NOT_ALLOWED", "KEEP_NOTHING", "SOURCE_MISSING"],
+    ),
+}
+
+
+def test_nothing_goes_at_a_source_unless_it_was_allowed_and_only_below_its_directory(decide_all):
+    inputs = [{**CLEANED, **changes} for changes, _codes in NOT_CLEANED.values()]
+    inputs.append({**CLEANED, "source_clean_sources": [dict(LANDING, path=path) for path in PLACES]})
+    *answers, last = decide_all("source_clean", inputs, "__source_clean_checks", "__source_clean_places")
+    codes = [[one["code"] for one in answer["__source_clean_checks"] if one["refuse"]] for answer in answers]
+    assert dict(zip(NOT_CLEANED, codes)) == {name: codes for name, (_changes, codes) in NOT_CLEANED.items()}
+    assert answers[0]["__source_clean_places"] == [
+        {"name": "landing", "host": "192.0.2.50", "root": "/b"},
+        {"name": "store", "host": "", "root": "/local"},
+    ]
+    roots = [place["root"] for place in last["__source_clean_places"]]
+    assert roots == list(dict.fromkeys(PLACES.values()))
