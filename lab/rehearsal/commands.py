@@ -141,12 +141,19 @@ class _Follower:
         self.thread.join()
 
     def _follow(self) -> None:
+        """Told is what still runs at the next look: a task that is skipped is over by then, and never happened."""
+        running = told = ""
         with open(self.path, encoding="utf-8") as stream:
-            while not self.over.wait(0.5):
+            while not self.over.wait(0.25):
+                before = running
                 for line in stream:
                     entry = _decoded(line)
-                    if entry.get("kind") == "task" and entry["action"].startswith("kmsops."):
-                        self.progress(entry["task"].split(" : ", 1)[-1])
+                    if entry.get("kind") == "task":
+                        own = entry["action"].startswith("kmsops.")
+                        running = entry["task"].split(" : ", 1)[-1] if own else ""
+                if running and running == before and running != told:
+                    told = running
+                    self.progress(running)
 
 
 def ansible_environment() -> dict[str, str]:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import typing as t
+from concurrent.futures import ThreadPoolExecutor
 
 from ._core.membership import isolation_reasons
 from ._core.reasons import Reason
@@ -35,14 +36,15 @@ def isolation_spec() -> dict[str, t.Any]:
 def probe_isolation(isolation: t.Mapping[str, t.Any], own_addresses: t.Iterable[str]) -> list[Reason]:
     """Try every production endpoint and resolve the service name, now, from here; empty means isolated.
 
+    All at once: dead endpoints say nothing until the timeout, and a probe should not be older than one of them.
+
     :param own_addresses: every address of this host, those on loopback included: that is where a service address is
         often kept (``HostIdentity.every_address``)
     """
     seconds = float(isolation.get("timeout") or 3)
-    probes = [
-        try_connection(entry["address"], int(entry["port"]), seconds)
-        for entry in isolation.get("production_endpoints") or []
-    ]
+    endpoints = isolation.get("production_endpoints") or []
+    with ThreadPoolExecutor(max_workers=len(endpoints) or 1) as pool:
+        probes = list(pool.map(lambda one: try_connection(one["address"], int(one["port"]), seconds), endpoints))
     name = isolation.get("service_name") or ""
     addresses = resolve(name) if name else []
     if isolation.get("service_address"):
