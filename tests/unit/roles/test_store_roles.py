@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+
 ONE = {"path": "backup_7.tar.gz", "size": 7, "mtime": 1700000000}
 TREE = [{"path": "n1/Data.db", "size": 8, "mtime": 1700000001}, {"path": "n2/Data.db", "size": 9, "mtime": 1700000002}]
 LANDING = {"name": "landing", "address": "192.0.2.50", "user": "dsmbackup", "path": "/b/*"}
@@ -100,3 +103,77 @@ def test_nothing_goes_at_a_source_unless_it_was_allowed_and_only_below_its_direc
     ]
     roots = [place["root"] for place in last["__source_clean_places"]]
     assert roots == list(dict.fromkeys(PLACES.values()))
+
+
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+MADE_OF = f"config {'c' * 64} to {sha256(CERTIFICATE)}"
+KEPT = {
+    "backup_parts_members": ["dc1-n1"],
+    "backup_parts_config_path": "/etc/dsm/config.yaml",
+    "backup_parts_directory": "/var/lib/kmsops/escrow",
+    "backup_parts_recipients": ["officer.pem"],
+    "backup_parts_secrets_bundle": "",
+    "witnesses_member": "dc1-n1",
+    "__backup_parts_texts": {"officer.pem": CERTIFICATE},
+    "__backup_parts_secrets_text": "",
+    "__backup_parts_config": {"stat": {"exists": True, "checksum": "c" * 64}},
+    "__backup_parts_bundle": {"stat": {"exists": True}},
+    "__backup_parts_made": {"content": base64.b64encode(MADE_OF.encode()).decode()},
+}
+NO_CONFIG = {"backup_parts_recipients": [], "__backup_parts_texts": {}, "witnesses_member": ""}
+BUNDLES = {
+    "the bundle is current": ({}, [], True),
+    "never made": ({"__backup_parts_bundle": {"stat": {"exists": False}}, "__backup_parts_made": {}}, [], False),
+    "killed while it was made": ({"__backup_parts_made": {"msg": "not found"}}, [], False),
+    "the configuration changed": (
+        {"__backup_parts_config": {"stat": {"exists": True, "checksum": "d" * 64}}},
+        [],
+        False,
+    ),
+    "another person may open it": (
+        {
+            "backup_parts_recipients": ["officer.pem", "second.pem"],
+            "__backup_parts_texts": {"officer.pem": CERTIFICATE, "second.pem": CERTIFICATE + "\n"},
+        },
+        [],
+        False,
+    ),
+    "only a bundle of secrets": (
+        {**NO_CONFIG, "backup_parts_secrets_bundle": "s", "__backup_parts_secrets_text": "-----BEGIN CMS-----"},
+        [],
+        None,
+    ),
+    "nothing is asked for": (NO_CONFIG, ["NOTHING_TO_ESCROW"], None),
+    "no member, no bundle": (
+        {"witnesses_member": "", "__backup_parts_config": {"skipped": True}, "backup_parts_secrets_bundle": "s"},
+        ["NO_HEALTHY_MEMBER", "BUNDLE_MISSING"],
+        None,
+    ),
+    "everything at once": (
+        {
+            "__backup_parts_config": {"stat": {"exists": False}},
+            "__backup_parts_texts": {"officer.pem": CERTIFICATE + "-----BEGIN PRIVATE KEY-----"},
+            "backup_parts_secrets_bundle": "s",
+            "__backup_parts_secrets_text": "in the clear",
+        },
+        ["CONFIG_MISSING", "RECIPIENT_INVALID", "NOT_ENCRYPTED"],
+        None,
+    ),
+}
+
+
+def test_a_bundle_is_made_when_it_must_be_and_never_in_the_clear(decide_all):
+    inputs = [{**KEPT, **changes} for changes, _codes, _current in BUNDLES.values()]
+    answers = decide_all(
+        "backup_parts", inputs, "__backup_parts_checks", "__backup_parts_current", "__backup_parts_recipient_files"
+    )
+    found = {}
+    for name, answer in zip(BUNDLES, answers):
+        codes = [one["code"] for one in answer["__backup_parts_checks"] if one["refuse"]]
+        found[name] = (codes, answer["__backup_parts_current"] if BUNDLES[name][2] is not None else None)
+    assert found == {name: (codes, current) for name, (_changes, codes, current) in BUNDLES.items()}
+    assert answers[0]["__backup_parts_recipient_files"] == [f"/var/lib/kmsops/escrow/{sha256(CERTIFICATE)[:16]}.pem"]
