@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import base64
+import pathlib
+
+ROLES = pathlib.Path(__file__).resolve().parents[3] / "roles"
 
 GOOD = {
     "preflight_ansible_version": "2.19.4",
@@ -619,3 +622,33 @@ def test_templates_that_cannot_run_are_all_named(decide):
         "/bin/b is no executable there (BINARY_MISSING)",
         "{typo} is no placeholder (PLACEHOLDER_UNKNOWN)",
     ]
+
+
+def test_what_is_written_of_a_cluster_is_the_same_until_the_cluster_is_another(decide_all):
+    node = {"name": "dc1-n1", "addresses": ["192.0.2.11"], "datacenter": None}
+    cluster = {"version": "5.4", "server_mode": "sgx", "fingerprint": "f", "nodes": [node], "thin_spots": []}
+    seen = {
+        "inventory_hostname": "dc1-n1",
+        "__discover_cluster": {"cluster": cluster, "host": {"serial": "S1"}},
+        "__discover_config": {"stat": {"exists": True}},
+    }
+    names = [
+        ["job.batch/dsm-backup-29384040", "cronjob.batch/dsm-backup"],
+        ["cronjob.batch/dsm-backup"],
+        ["job.batch/other"],
+    ]
+    inputs = {
+        "text": f"{{{{ lookup('ansible.builtin.template', '{ROLES}/discover/templates/group_vars.yml.j2') }}}}",
+        "discover_config_path": "/etc/dsm/config.yaml",
+        "discover_articles": "https://support.example/",
+        "discover_restore_steps": [],
+        "discover_open_service_steps": [],
+        **{f"discover_{name}_argv": [] for name in ("apply_config", "backup_now", "isolate", "unisolate")},
+    }
+    cases = [{**inputs, "__discover_seen": [{**seen, "__discover_jobs": {"stdout_lines": lines}}]} for lines in names]
+    first, later, another = (answer["text"] for answer in decide_all("discover", cases, "text"))
+    assert first == later != another
+    assert (
+        "# Scheduled in Kubernetes: cronjob.batch/dsm-backup\n" in first
+        and "dc1-n1: 192.0.2.11, data centre NOT" in first
+    )
