@@ -38,6 +38,7 @@ attributes:
   idempotent:
     support: full
 seealso:
+  - module: kmsops.fortanix_dsm.backup_replicate
   - module: kmsops.fortanix_dsm.backup_verify
 """
 
@@ -122,6 +123,50 @@ incoming:
   returned: success
   type: list
   elements: str
+sites:
+  description:
+    - How new the backups of each site are, one item for this store, and one for the other site as
+      M(kmsops.fortanix_dsm.backup_replicate) last saw it from here.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    cluster_id:
+      description: The cluster.
+      type: str
+    site:
+      description: Name of the host, or of the other site.
+      type: str
+    here:
+      description: Whether it is this store.
+      type: bool
+    looked_at:
+      description: When this was seen (UTC).
+      type: str
+    copies:
+      description: Published backups.
+      type: int
+    verified:
+      description: Those whose last verification found everything right.
+      type: int
+    newest:
+      description: The newest one, null if there is none.
+      type: str
+    newest_published_at:
+      description: When it was published (UTC).
+      type: str
+    newest_verified:
+      description: The newest verified one, null if there is none.
+      type: str
+    newest_verified_published_at:
+      description: When that was published (UTC).
+      type: str
+    missing:
+      description: How many of them should be in this store and are not.
+      type: int
+    missing_since:
+      description: When the oldest of those was published (UTC), null if none is missing.
+      type: str
 table:
   description: The same as lines of text for a person.
   returned: success

@@ -39,6 +39,11 @@ options:
     description: How long a backup may take from its firing until it is in the store, in seconds.
     type: float
     default: 3600
+  max_lag:
+    description:
+      - How far this store may be behind the other site (M(kmsops.fortanix_dsm.backup_replicate)), in seconds. So long
+        the last look at it may be ago, and so long a backup there may be missing here. Absent means it does not matter.
+    type: float
   min_ratio:
     description: How small the newest backup may be, as a fraction of the one before. V(0) does not look.
     type: float
@@ -141,6 +146,11 @@ reasons:
   returned: success
   type: list
   elements: dict
+sites:
+  description: As RV(kmsops.fortanix_dsm.backup_info#module:sites).
+  returned: success
+  type: list
+  elements: dict
 accepted:
   description: Soft reasons that O(accept) let pass.
   returned: success
@@ -181,6 +191,7 @@ def argument_spec() -> dict[str, t.Any]:
         "max_age": {"type": "float"},
         "cron_schedule": {"type": "str"},
         "grace": {"type": "float", "default": 3600},
+        "max_lag": {"type": "float"},
         "min_ratio": {"type": "float", "default": 0},
         "provenance": {"type": "str", "choices": ["by_template"]},
         "slice": {"type": "str"},
@@ -201,14 +212,14 @@ def request_of(params: dict[str, t.Any], check_mode: bool) -> VerifyRequest:
         schedule = parse(params["cron_schedule"]) if params["cron_schedule"] else None
     except CronError as error:
         reasons.append(Reason("BAD_SCHEDULE", f"cron_schedule: {error}.", "Copy cron_schedule from config.yaml."))
-    for name in ("max_age", "grace", "min_ratio"):
+    for name in ("max_age", "max_lag", "grace", "min_ratio"):
         if params[name] is not None and not 0 <= params[name] < float("inf"):
             reasons.append(
                 Reason("BAD_NUMBER", f"{name} is {params[name]:g}: it cannot be negative.", f"Correct {name}.")
             )
     if reasons:
         raise Refused("This cannot be asked.", reasons[0].code, "Correct the options.", reasons=reasons)
-    names = ("ids", "newest", "max_age", "grace", "min_ratio", "provenance", "require", "run_id")
+    names = ("ids", "newest", "max_age", "max_lag", "grace", "min_ratio", "provenance", "require", "run_id")
     chosen = {name: params[name] for name in names}
     return VerifyRequest(turn=turn, turns=turns, schedule=schedule, record=not check_mode, **chosen)
 
@@ -228,6 +239,7 @@ def body(shell: Shell) -> Outcome:
         cluster_id=store.identity.cluster_id,
         verdicts=[verdict.as_dict() for verdict in result.verdicts],
         turn=result.turn,
+        sites=result.sites,
         reasons=[reason.as_dict() for reason in result.reasons if reason not in accepted],
         accepted=[reason.as_dict() for reason in accepted],
     )

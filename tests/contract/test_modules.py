@@ -38,8 +38,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def test_the_modules_of_the_design_are_all_here() -> None:
     assert set(MODULES) >= {
-        "backup_config", "backup_info", "backup_part", "backup_pin", "backup_prune", "backup_run", "backup_ship",
-        "backup_verify", "canary", "cluster_create",
+        "backup_config", "backup_info", "backup_part", "backup_pin", "backup_prune", "backup_replicate", "backup_run",
+        "backup_ship", "backup_verify", "canary", "cluster_create",
         "cluster_info", "cluster_join", "cluster_remove", "cluster_reset", "cluster_wait_for", "datacenter_label",
         "health_info", "join_token", "ledger", "restore", "source_clean", "source_hash",
     }  # fmt: skip

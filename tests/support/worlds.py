@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 import time
 from pathlib import Path
@@ -20,12 +21,15 @@ from typing import Any
 import pytest
 from dsm_api import HOST, VERSION, Site, make_certificates
 from fake_node import CREATED, commands, kubeconfig, nodes_json, nodetool_status, pods_json, witness
-from many_backups import Filler
+from many_backups import CLUSTER, FINGERPRINT, Filler
 from module_run import Answer, FakeOperations, FakeRunner, run
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _creating, _isolation, _joining, _module, _node
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import spki
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.membership import Probe
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._parts import put
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._verify import VerifyRequest, verify
 
 PRODUCTION = hashlib.sha256(b"production").hexdigest()
 MEMBERS = {"dc1-n1": "192.0.2.11", "dc2-n1": "198.51.100.11", "dc3-n1": "203.0.113.31"}
@@ -566,6 +570,30 @@ class BackupPrune(World):
         self.params = {"store": str(self.store), "keep": 2, "max_copies": 3, "run_id": "run-1"}
 
 
+class BackupReplicate(World):
+    """Two disks: on one a store with backups and a bundle, on the other an older copy of it with a bad backup."""
+
+    module = "backup_replicate"
+    here = "store2"
+    refused: dict[str, Any] = {"other": {"path": "/nonexistent/store"}}
+
+    def make(self) -> None:
+        first, second = self.root / "disk1", self.root / "disk2"
+        filler = Filler(first, 5)
+        filler.publish(sealed=())
+        damaged = filler.publish(sealed=())
+        filler.close()
+        shutil.copytree(first, second)
+        filler.publish(sealed=())
+        filler.close()
+        (second / CLUSTER / "backups" / damaged / "data" / "backup.bin").write_bytes(b"no more")
+        verify(ClusterStore.require(str(second)), VerifyRequest(ids=[damaged]))
+        bundle = self.root / "config.yaml.cms"
+        bundle.write_bytes(b"-----BEGIN CMS-----\nMIIB\n-----END CMS-----\n")
+        put(ClusterStore.require(str(first)), "config", str(bundle), FINGERPRINT, "", True)
+        self.params = {"store": str(second), "other": {"path": str(first), "name": "disk1"}, "run_id": "run-1"}
+
+
 class BackupPart(_WithBackup):
     module = "backup_part"
     refused = {"src": "/dev/null"}
@@ -645,8 +673,8 @@ class LedgerAppended(_WithBackup):
 
 
 WORLDS: list[type[World]] = [
-    BackupConfig, BackupInfo, BackupPart, BackupPin, BackupPrune, BackupRun, BackupShip, BackupVerify, CanaryPresent,
-    CanaryWritten, ClusterCreate, ClusterInfo, ClusterJoin, ClusterRemove, ClusterReset, ClusterWaitFor,
+    BackupConfig, BackupInfo, BackupPart, BackupPin, BackupPrune, BackupReplicate, BackupRun, BackupShip, BackupVerify,
+    CanaryPresent, CanaryWritten, ClusterCreate, ClusterInfo, ClusterJoin, ClusterRemove, ClusterReset, ClusterWaitFor,
     DatacenterLabel, HealthInfo, JoinToken, JoinTokenAbsent, LedgerAppended, LedgerRead, Restore, SourceClean,
     SourceHash,
 ]  # fmt: skip

@@ -283,6 +283,8 @@ def fold(events: Iterable[Event]) -> Folded:
             trials.setdefault(event.subject, {}).update(stamped, open=False)
         elif event.kind == "shipped":
             backups[event.subject] = dict(stamped, verdict="unverified")
+            # A second store may bring home again what it removed because it was bad.
+            pruned.pop(event.subject, None)
         elif event.kind == "verified" and event.subject in backups:
             backups[event.subject].update(_verdict(data, event.time))
         elif event.kind == "pruned":
@@ -345,7 +347,8 @@ def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
 def _golden(backups: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every pair (backup, node) whose snapshot started while the node was a verified member, oldest first."""
     golden = []
-    for backup_id, backup in backups.items():
+    # Numbers decide: a second store records the newest first.
+    for backup_id, backup in sorted(backups.items()):
         for item in backup.get("sealed_for") or []:
             sealed = Sealed(
                 node=item.get("node", ""),

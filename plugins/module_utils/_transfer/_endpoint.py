@@ -13,6 +13,7 @@ survive as surrogate escapes until somebody refuses them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from .._errors import DsmError, Refused
 from ._push import SftpWriter
 from ._reader import Due, LocalReader, Reader, SftpReader
-from ._sftp import Attributes, ProtocolError, Sftp
+from ._sftp import Attributes, EndOfFile, ProtocolError, Sftp
 from ._ssh import Connection, SshTarget, connect
 
 
@@ -37,6 +38,9 @@ class Session(t.Protocol):
 
     def realpath(self, path: str) -> str:
         """The canonical path."""
+
+    def read(self, path: str, limit: int) -> bytes:
+        """A small file as a whole. Raises OSError (EFBIG if it has more than ``limit`` bytes)."""
 
     def clock(self) -> float | None:
         """The clock of the host that the files are on (s since the epoch), None if it cannot be read."""
@@ -137,6 +141,11 @@ class LocalSession:
         os.lstat(real)
         return real
 
+    def read(self, path: str, limit: int) -> bytes:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            return _small(path, file.read(limit + 1), limit)
+
     def clock(self) -> float | None:
         return time.time()
 
@@ -175,11 +184,31 @@ class SftpSession:
     def realpath(self, path: str) -> str:
         return t.cast(str, self._guarded(self._sftp.realpath, path))
 
+    def read(self, path: str, limit: int) -> bytes:
+        return _small(path, t.cast(bytes, self._guarded(self._read, path, limit)), limit)
+
+    def _read(self, path: str, limit: int) -> bytes:
+        pieces: list[bytes] = []
+        handle = self._sftp.open_read(path)
+        try:
+            length = min(self._sftp.fstat(handle).size, limit + 1)
+            with contextlib.suppress(EndOfFile):
+                self._sftp.read(handle, 0, length, lambda _position, piece: pieces.append(bytes(piece)))
+        finally:
+            self._sftp.close(handle)
+        return b"".join(pieces)
+
     def clock(self) -> float | None:
         return self._connection.clock()
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _small(path: str, data: bytes, limit: int) -> bytes:
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"has more than {limit} bytes", path)
+    return data
 
 
 def check_local(path: str, store: str) -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 import typing as t
 
 from .._core import ledger
 from .._core.openability import classify, copy_of
 from .._core.parts import missing
 from ._keeping import Kept, keep, last_full_read
+from ._other import sites
 from ._parts import states
 from ._ship import describe
 from ._store import ClusterStore, identities
@@ -35,12 +37,13 @@ def info(
     backups: list[dict[str, t.Any]] = []
     incoming: list[str] = []
     clusters = []
+    known: list[dict[str, t.Any]] = []
     for store in stores:
         folded = ledger.fold(store.ledger.chain().events)
         parts = states(store)
-        backups.extend(
-            _described(store, one, folded, details, parts, require) for one in keep(store, folded, store.entries())
-        )
+        kept = keep(store, folded, store.entries())
+        backups.extend(_described(store, one, folded, details, parts, require) for one in kept)
+        known.extend(sites(store, kept, time.time()))
         incoming.extend(store.incoming())
         clusters.append(
             {
@@ -48,7 +51,7 @@ def info(
                 "generations": [dataclasses.asdict(item) for item in store.identity.generations],
             }
         )
-    return {"clusters": clusters, "backups": backups, "incoming": incoming, "table": table(backups)}
+    return {"clusters": clusters, "backups": backups, "incoming": incoming, "sites": known, "table": table(backups)}
 
 
 def _described(

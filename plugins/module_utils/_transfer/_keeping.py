@@ -22,7 +22,7 @@ from .._errors import DsmError, Reason, Unreadable
 from ._store import REMOVED, ClusterStore, Entry, as_reasons, read_bytes, write_atomically
 
 #: Not ours to remove, or made by a release that knows more.
-_NOT_OURS = frozenset(("FOREIGN", "NEWER_SCHEMA", "UNKNOWN_SCHEMA"))
+NOT_OURS = frozenset(("FOREIGN", "NEWER_SCHEMA", "UNKNOWN_SCHEMA"))
 
 
 @dataclass
@@ -132,7 +132,7 @@ def _item(
 ) -> retention.Item:
     manifest = one.entry.manifest
     holds = one.notes.holds(now)
-    holds.extend(problem for problem in one.problems if problem.code in _NOT_OURS or problem.code == "NOTES_UNREADABLE")
+    holds.extend(problem for problem in one.problems if problem.code in NOT_OURS or problem.code == "NOTES_UNREADABLE")
     opens: list[tuple[str, str]] = []
     if manifest is not None:
         copy = copy_of(manifest)
@@ -193,16 +193,28 @@ def members(folded: ledger.Folded) -> frozenset[str]:
     return frozenset(str(member.get("name")) for member in folded.members)
 
 
-def lost_history(chain: ledger.Chain, entries: t.Iterable[Entry]) -> list[Reason]:
-    """A soft reason if the ledger lacks an event that a manifest says was its last."""
-    hashes = {event.sequence: event.hash for event in chain.events}
-    for entry in entries:
-        anchor = entry.manifest.ledger if entry.manifest is not None else {"sequence": 0}
-        if anchor["sequence"] and hashes.get(anchor["sequence"]) != anchor["hash"]:
+def ledger_of_other(store: ClusterStore) -> bytes:
+    """The ledger of the other site as it was at the last look; empty if there is none."""
+    try:
+        return read_bytes(os.path.join(store.path, "other.jsonl"))
+    except FileNotFoundError:
+        return b""
+
+
+def lost_history(store: ClusterStore, chain: ledger.Chain, entries: t.Iterable[Entry]) -> list[Reason]:
+    """A soft reason if no ledger has the event that a manifest says was the last; that of the other site counts for
+    what was brought from there."""
+    hashes = {event.hash for event in chain.events}
+    anchors = [(entry.id, entry.manifest.ledger) for entry in entries if entry.manifest is not None]
+    unknown = [(name, anchor) for name, anchor in anchors if anchor["sequence"] and anchor["hash"] not in hashes]
+    if unknown:
+        hashes = {event.hash for event in ledger.read(ledger_of_other(store)).events}
+    for name, anchor in unknown:
+        if anchor["hash"] not in hashes:
             return [
                 Reason(
                     "LEDGER_ROLLED_BACK",
-                    f"{entry.id} was published after event {anchor['sequence']}, which the ledger does not have so.",
+                    f"{name} was published after event {anchor['sequence']}, which the ledger does not have so.",
                     "Events were lost: put back the newest copy of ledger.jsonl.",
                     hard=False,
                 )

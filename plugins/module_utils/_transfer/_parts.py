@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import typing as t
 
 from .._core import catalogue, parts
 from .._core.strict import Invalid, utc_text
-from .._errors import DsmError, Refused
+from .._errors import DsmError, Refused, Unreadable
 from ._store import ClusterStore, make_directory, read_bytes, remove_tree, write_atomically
 
 LARGEST = 64 << 20
-_FILE = "bundle.cms"
+FILE = "bundle.cms"
 
 
 def bundles(store: ClusterStore, part: str) -> list[parts.Bundle]:
@@ -54,7 +55,7 @@ def states(store: ClusterStore, read: bool = False) -> dict[str, dict[str, str]]
 def _state(store: ClusterStore, bundle: parts.Bundle | None, read: bool) -> str:
     if bundle is None:
         return "missing"
-    path = os.path.join(store.path, bundle.part, bundle.id, _FILE)
+    path = os.path.join(store.path, bundle.part, bundle.id, FILE)
     try:
         if os.lstat(path).st_size != bundle.bytes:
             return "failed"
@@ -65,6 +66,33 @@ def _state(store: ClusterStore, bundle: parts.Bundle | None, read: bool) -> str:
     except (OSError, DsmError):
         return "failed"
     return "ok"
+
+
+def wanted(store: ClusterStore, part: str, listed: t.Iterable[str], *, only_repair: bool) -> frozenset[str]:
+    """Which bundles of another site are to be had: those that are damaged here, and those that are not here."""
+    known = {bundle.id: bundle for bundle in bundles(store, part)}
+    here = _names(store, part)
+    found = set()
+    for name in listed:
+        damaged = name in here and (name not in known or _state(store, known[name], True) != "ok")
+        if damaged or (name not in here and not only_repair):
+            found.add(name)
+    return frozenset(found)
+
+
+def adopt(store: ClusterStore, bundle: parts.Bundle, data: bytes) -> None:
+    """Store a bundle of another site as it is there, under the same id. Raises :class:`Unreadable` (CORRUPT)."""
+    if len(data) != bundle.bytes or hashlib.sha256(data).hexdigest() != bundle.sha256:
+        raise Unreadable(
+            f"Bundle {bundle.part} {bundle.id} of the other store is not what was stored there.",
+            "CORRUPT",
+            "Make the bundle again and store it with module backup_part.",
+        )
+    directory = os.path.join(store.path, bundle.part, bundle.id)
+    make_directory(os.path.dirname(directory))
+    make_directory(directory)
+    write_atomically(os.path.join(directory, FILE), data)
+    write_atomically(os.path.join(directory, "part.json"), parts.dump(bundle))
 
 
 def put(
@@ -95,7 +123,7 @@ def put(
             make_directory(os.path.dirname(directory))
             make_directory(directory)
             try:
-                write_atomically(os.path.join(directory, _FILE), data)
+                write_atomically(os.path.join(directory, FILE), data)
                 write_atomically(os.path.join(directory, "part.json"), parts.dump(bundle))
             except DsmError:
                 remove_tree(directory)

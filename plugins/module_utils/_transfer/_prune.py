@@ -212,7 +212,7 @@ class _Run:
         now = time.time()
         chain = self.store.ledger.trusted()
         entries = self.store.entries()
-        doubts = lost_history(chain, entries)
+        doubts = lost_history(self.store, chain, entries)
         self.result.accepted = refuse_unless_accepted(
             doubts, self.request.accept, "What happened in this store is not known; nothing was removed."
         )
@@ -337,6 +337,7 @@ class _Run:
             known = folded.backups.get(name, {})
             records.append(
                 (
+                    "pruned",
                     name,
                     {
                         "codes": sorted(set(codes)),
@@ -347,7 +348,7 @@ class _Run:
                     },
                 )
             )
-        self.store.ledger.append_all(self.request.run_id, "pruned", records)
+        self.store.ledger.append_all(self.request.run_id, records)
         self.request.checkpoint("recorded")
 
     def _clear(self, name: str) -> None:

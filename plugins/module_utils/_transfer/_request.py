@@ -4,18 +4,23 @@
 
 # This module util is PRIVATE to the collection. It can change at any time.
 
-"""From options of ``backup_ship`` to requests; whatever cannot be meant is refused here, all of it at once."""
+"""From options of ``backup_ship`` and ``backup_replicate`` to requests.
+
+Whatever cannot be meant is refused here, all of it at once.
+"""
 
 from __future__ import annotations
 
 import os
 import typing as t
 
-from .._core.manifest import Sealed
+from .._core.manifest import Sealed, path_problem
 from .._core.strict import SHA256, utc_seconds
 from .._errors import Reason, Refused
 from ._discover import Source
 from ._endpoint import Endpoint, LocalEndpoint, SftpEndpoint
+from ._other import Site
+from ._replicate import ReplicateRequest
 from ._ship import Cluster, ShipRequest
 from ._ssh import SshTarget
 from ._stage import StageRequest
@@ -34,7 +39,7 @@ def ship_request(
     say: t.Callable[[str], None] = _silent,
 ) -> ShipRequest:
     """The request for ``state: published``. Raises :class:`Refused` (code BAD_OPTION)."""
-    reasons = _numbers(options)
+    reasons = _numbers(options, {f"sources[{index}]": source for index, source in enumerate(options["sources"])})
     if not options["sources"]:
         reasons.append(_bad("sources is empty: nothing says where backups are delivered to"))
     for index, source in enumerate(options["sources"]):
@@ -91,7 +96,7 @@ def ship_request(
 
 def stage_request(options: Options, say: t.Callable[[str], None] = _silent) -> StageRequest:
     """The request for ``state: staged``. Raises :class:`Refused` (code BAD_OPTION)."""
-    reasons = _numbers(options)
+    reasons = _numbers(options, {"push": options["push"]})
     fingerprint = (options.get("cluster") or {}).get("fingerprint") or ""
     if not fingerprint and not options.get("cluster_id"):
         reasons.append(_bad("neither cluster_id nor cluster says which cluster's backup is meant"))
@@ -107,6 +112,33 @@ def stage_request(options: Options, say: t.Callable[[str], None] = _silent) -> S
         headroom=options["headroom"],
         workers=options["workers"],
         rate_limit=float(options["rate_limit"] or 0),
+        say=say,
+    )
+
+
+def replicate_request(options: Options, say: t.Callable[[str], None] = _silent) -> ReplicateRequest:
+    """The request of ``backup_replicate``. Raises :class:`Refused` (code BAD_OPTION)."""
+    other = options["other"]
+    reasons = _numbers(options, {"other": other})
+    if other.get("host") and not other.get("user"):
+        reasons.append(_bad("other names a host and no user"))
+    if not other["path"].startswith("/") or path_problem(other["path"].strip("/")) or set("*?[") & set(other["path"]):
+        reasons.append(_bad(f"other.path is {other['path']!r}; give the absolute path of the root directory there"))
+    _refuse(reasons)
+    return ReplicateRequest(
+        store=options["store"],
+        other=Site(
+            _endpoint(other, options), other["path"].rstrip("/"), other.get("name") or other.get("host") or "other"
+        ),
+        only_repair=options["state"] == "repaired",
+        cluster_id=options["cluster_id"] or "",
+        fingerprint=options["fingerprint"] or "",
+        new_cluster=options["new_cluster"],
+        headroom=options["headroom"],
+        workers=options["workers"],
+        rate_limit=float(options["rate_limit"] or 0),
+        accept=frozenset(options["accept"]),
+        run_id=options["run_id"],
         say=say,
     )
 
@@ -142,7 +174,7 @@ def _target(login: Options, options: Options) -> SshTarget:
     )
 
 
-def _numbers(options: Options) -> list[Reason]:
+def _numbers(options: Options, logins: t.Mapping[str, Options]) -> list[Reason]:
     reasons = []
     if options["rate_limit"] is not None and options["rate_limit"] <= 0:
         reasons.append(
@@ -151,12 +183,12 @@ def _numbers(options: Options) -> list[Reason]:
     if not 1 <= options["workers"] <= MAX_WORKERS:
         reasons.append(_bad(f"workers is {options['workers']}; give 1 to {MAX_WORKERS}"))
     for name in ("quiet", "patience", "headroom"):
-        if not 0 <= options[name] < float("inf"):
+        if name in options and not 0 <= options[name] < float("inf"):
             reasons.append(_bad(f"{name} is {options[name]}; it must not be negative"))
     for name in ("connect_timeout", "stall_timeout"):
         if not 0 < options[name] < float("inf"):
             reasons.append(_bad(f"{name} is {options[name]}; it must be more than 0 seconds"))
-    for name, login in [("push", options.get("push") or {}), *(("sources", item) for item in options["sources"])]:
+    for name, login in logins.items():
         if not 0 < login.get("port", 22) < 65536:
             reasons.append(_bad(f"{name}.port is {login['port']}"))
     return reasons

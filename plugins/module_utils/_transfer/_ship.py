@@ -376,7 +376,7 @@ class _Run:
         wanted = [job for job in jobs if job.key not in self.known]
         need = sum(job.unit.size for job in wanted)
         have_bytes, have_inodes = self.store.free()
-        landed = _tree_bytes(self.store.incoming_path)
+        landed = landed_bytes(self.store.incoming_path)
         limit = have_bytes + landed
         if need and (
             need * (1 + self.request.headroom) > limit or sum(len(j.unit.items) for j in wanted) > have_inodes
@@ -531,7 +531,7 @@ class _Run:
             at("range landed")
 
         try:
-            _remove_strangers(data, {item.path for item in job.unit.items})
+            remove_strangers(data, {item.path for item in job.unit.items})
             report = pull(plan, progress, self.pool)
             self.result.report.add(report)
             self.result.notes += report.notes
@@ -694,7 +694,7 @@ def _same_as_source(job: _Job, sha256: t.Mapping[str, str]) -> None:
             )
 
 
-def _tree_bytes(path: str) -> int:
+def landed_bytes(path: str) -> int:
     """Bytes that the files below a directory take on the disk; an unfinished one has holes."""
     total = 0
     for directory, _directories, files in os.walk(path):
@@ -705,7 +705,7 @@ def _tree_bytes(path: str) -> int:
     return total
 
 
-def _remove_strangers(data: str, wanted: set[str]) -> None:
+def remove_strangers(data: str, wanted: set[str]) -> None:
     """Files in an unfinished transfer that do not belong to it."""
     for directory, _directories, files in os.walk(data):
         for name in files:

@@ -32,6 +32,8 @@ from ._pull import FULL, store_full
 
 #: What the manifest of a pruned backup is called until the rest of it is gone.
 REMOVED = "removed.json"
+#: Beside a backup that is being repaired: its bad bytes, until the good ones are published.
+BAD = "bad"
 LEASE_SECONDS = 900
 RENEW_SECONDS = 60
 
@@ -419,6 +421,64 @@ class ClusterStore:
                     os.rename(os.path.join(target, "data"), os.path.join(incoming, "data"))
                 remove_tree(target)
 
+    @property
+    def repairs_path(self) -> str:
+        """Where better copies of bad backups land, each in a directory of its id."""
+        return os.path.join(self.path, "repair")
+
+    def exchange(self, backup_id: str, manifest: Manifest) -> None:
+        """A better copy, complete in :attr:`repairs_path`, takes the place of a bad one (which may be gone altogether).
+
+        The bad manifest goes first, the good one comes last; the bad bytes stay beside it until then. Raises
+        :class:`Refused` (BEING_READ) while somebody reads the bad one.
+        """
+        source = os.path.join(self.repairs_path, backup_id)
+        target = os.path.join(self.backups_path, backup_id)
+        sync_tree(os.path.join(source, "data"))
+        make_directory(self.backups_path)
+        make_directory(target)
+        with self._backup_lock(backup_id, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            aside = os.path.join(target, BAD)
+            make_directory(aside)
+            for name in ("manifest.json", "data"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(os.path.join(target, name), os.path.join(aside, name))
+                sync_directory(target)
+                sync_directory(aside)
+                self.checkpoint(f"bad {name} aside")
+            os.rename(os.path.join(source, "data"), os.path.join(target, "data"))
+            sync_directory(target)
+            sync_directory(source)
+            self.checkpoint("good data moved")
+            # When its files were read last is no longer true of these.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(target, "reads.json"))
+            write_atomically(os.path.join(target, "manifest.json"), manifests.dump(manifest))
+            self.checkpoint("good manifest written")
+            self._exchanged(backup_id)
+
+    def _exchanged(self, backup_id: str) -> None:
+        remove_tree(os.path.join(self.backups_path, backup_id, BAD))
+        self.checkpoint("bad bytes removed")
+        remove_tree(os.path.join(self.repairs_path, backup_id))
+
+    def finish_exchanges(self) -> None:
+        """What a run that was killed while it exchanged copies left: ended if the good one is published, else undone as
+        far as the good bytes are where the next run looks for them. Call it under the lease."""
+        for name in self.backup_names():
+            target = os.path.join(self.backups_path, name)
+            aside = os.path.join(target, BAD)
+            if not os.path.isdir(aside):
+                continue
+            if self.has_manifest(name):
+                self._exchanged(name)
+            elif os.path.isdir(os.path.join(aside, "data")) and os.path.isdir(os.path.join(target, "data")):
+                landed = os.path.join(self.repairs_path, name, "data")
+                if os.path.isdir(os.path.dirname(landed)) and not os.path.lexists(landed):
+                    os.rename(os.path.join(target, "data"), landed)
+                else:
+                    remove_tree(os.path.join(target, "data"))
+
     # -- reading and removing ---------------------------------------------------------------------------------------
     @contextlib.contextmanager
     def reading(self, backup_id: str) -> t.Iterator[None]:
@@ -618,14 +678,17 @@ class LedgerFile:
                 self._write(descriptor, chain.torn, [event])
             return event, True
 
-    def append_all(self, run_id: str, kind: str, records: t.Iterable[tuple[str, t.Mapping[str, t.Any]]]) -> None:
-        """Append one event for each (subject, data), all of them or none."""
+    def append_all(self, run_id: str, records: t.Iterable[tuple[str, str, t.Mapping[str, t.Any]]]) -> None:
+        """Append one event for each (kind, subject, data), all of them or none."""
+        records = list(records)
+        if not records:
+            return
         with self._opened(True) as descriptor:
             chain = self.trusted()
             events: list[ledger.Event] = []
-            for subject, data in records:
+            for kind, subject, data in records:
                 events.append(self._make(events[-1] if events else chain.head, run_id, kind, subject, data))
-            if events and descriptor is not None:
+            if descriptor is not None:
                 self._write(descriptor, chain.torn, events)
 
     @contextlib.contextmanager

@@ -20,10 +20,12 @@ from .._core import freshness, ledger, rotation
 from .._core.cron import Schedule
 from .._core.manifest import FileEntry, Manifest
 from .._core.parts import missing
+from .._core.replication import lag_problems
 from .._core.strict import Problem, utc_text
 from .._errors import DsmError, Reason
 from . import _structure
-from ._keeping import lost_history, read_reads, tampered
+from ._keeping import keep, lost_history, read_reads, tampered
+from ._other import other_site, sites
 from ._parts import states
 from ._store import ClusterStore, Entry, read_bytes, write_atomically
 
@@ -33,6 +35,9 @@ _REMEDIES = {
     "STALE": "Look at the backup job of the cluster and at the last run of ship_backups.",
     "LATE": "Look at the backup job of the cluster and at the last run of ship_backups.",
     "CLOCK_SKEW": "Repair time synchronisation of the store.",
+    "NOT_REPLICATED": "Run module backup_replicate here.",
+    "UNSEEN": "Look at the last run of backup_replicate.",
+    "BEHIND": "Look at the last run of backup_replicate.",
     "SHRUNK": "Find out whether so much was deleted; if so, accept SHRUNK once.",
 }
 
@@ -65,17 +70,18 @@ class Verdict:
 
 @dataclass
 class VerifyResult:
-    """Verdicts, and what is wrong with the store as a whole."""
+    """Verdicts, what is wrong with the store as a whole, and how new it and the other site's are."""
 
     verdicts: list[Verdict] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
     turn: int = 0
+    sites: list[dict[str, t.Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class VerifyRequest:
     """Which backups (all, the newest, or ``ids``), which files of them (``turn`` of ``turns``, None: the next one), and
-    how new (s) and large the newest must be."""
+    how new (s) and large the newest must be; ``max_lag`` (s): how far this store may be behind the other site."""
 
     ids: t.Sequence[str] = ()
     newest: bool = False
@@ -85,6 +91,7 @@ class VerifyRequest:
     schedule: Schedule | None = None
     grace: float = 0.0
     min_ratio: float = 0.0
+    max_lag: float | None = None
     provenance: str | None = None
     require: t.Sequence[str] = ()
     run_id: str = ""
@@ -103,7 +110,10 @@ def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
     result = VerifyResult(turn=_turn(store, request))
     _judge_store(request, published, folded, result)
     _judge_parts(store, request, published, result)
-    untrusted = _judge_ledger(chain, published)
+    if request.max_lag is not None:
+        for problem in lag_problems(other_site(store), time.time(), request.max_lag):
+            result.reasons.append(Reason(problem.code, f"{problem.message}.", _REMEDIES[problem.code], hard=False))
+    untrusted = _judge_ledger(store, chain, published)
     result.reasons.extend(untrusted)
     if not request.ids and not request.newest and not untrusted:
         _judge_completeness(store, published, folded, result)
@@ -125,6 +135,7 @@ def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
         write_atomically(path, rotation.dump_turn(rotation.turn_after(result.turn, request.turns), request.turns))
     if request.record and not request.ids:
         store.refresh_index()
+    result.sites = sites(store, keep(store, ledger.fold(store.ledger.chain().events), published), time.time())
     return result
 
 
@@ -175,12 +186,27 @@ def _verify_entry(
         if not verdict.reasons:
             _shape(data, [item.path for item in chosen], verdict)
             if request.record and right:
-                _remember_reads(store, entry.id, right)
+                remember_reads(store, entry.id, right)
     except OSError as error:
         verdict.reasons.append(Problem("UNREADABLE", f"{error.filename or data}: {error.strerror or error}"))
     verdict.verdict = "failed" if verdict.reasons else "ok"
     verdict.seconds = round(time.monotonic() - started, 3)
     return verdict
+
+
+def read_back(data: str, manifest: Manifest, tick: _structure.Tick) -> list[Problem]:
+    """Presence, size and SHA-256 of all files of a copy that just landed, from the disk and not from memory."""
+    found = Verdict(manifest.id, "failed", [])
+    try:
+        _presence(data, manifest, found)
+        for item in manifest.files:
+            with open(os.path.join(data, item.path), "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            _content(data, item, found)
+            tick()
+    except OSError as error:
+        found.reasons.append(Problem("UNREADABLE", f"{error.filename or data}: {error.strerror or error}"))
+    return found.reasons
 
 
 def _shape(data: str, paths: t.Sequence[str], verdict: Verdict) -> None:
@@ -195,7 +221,7 @@ def _shape(data: str, paths: t.Sequence[str], verdict: Verdict) -> None:
             verdict.reasons.append(Problem("TRUNCATED", f"{path} is not a complete {kind} file: {problem}"))
 
 
-def _remember_reads(store: ClusterStore, backup_id: str, paths: t.Iterable[str]) -> None:
+def remember_reads(store: ClusterStore, backup_id: str, paths: t.Iterable[str]) -> None:
     """Evidence of when each file was last read in full and found right."""
     now = utc_text(time.time())
     reads = {**read_reads(store, backup_id), **dict.fromkeys(paths, now)}
@@ -301,13 +327,13 @@ def _some(names: t.Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _judge_ledger(chain: ledger.Chain, published: t.Sequence[Entry]) -> list[Reason]:
+def _judge_ledger(store: ClusterStore, chain: ledger.Chain, published: t.Sequence[Entry]) -> list[Reason]:
     """Why the ledger cannot be trusted: it is broken, or lacks the event that a manifest says was its last."""
     broken = [
         Reason("LEDGER_BROKEN", problem.message, "Module ledger, state verified, says where.", hard=False)
         for problem in chain.problems
     ]
-    return broken or lost_history(chain, published)
+    return broken or lost_history(store, chain, published)
 
 
 def _judge_completeness(

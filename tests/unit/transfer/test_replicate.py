@@ -1,0 +1,425 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A second store on another disk: what comes, what is repaired, what is refused, and what a kill at any step leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from many_backups import CLUSTER, FINGERPRINT, Filler, golden
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, ledger, replication
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _replicate, _store
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._other import Site
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._parts import adopt, bundles, put, states
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pull import (
+    Progress,
+    TransferPlan,
+    TransferReport,
+)
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._replicate import (
+    ReplicateRequest,
+    ReplicateResult,
+    replicate,
+)
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._verify import VerifyRequest, verify
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing may catch it."""
+
+
+class Stores:
+    """A first store with backups, and an empty second one."""
+
+    def __init__(self, root: Path) -> None:
+        self.first, self.second = root / "first", root / "second"
+        self.second.mkdir()
+        self.filler = Filler(self.first, 8)
+
+    def fill(self, *verdicts: str, **facts: Any) -> list[str]:
+        made = [self.filler.publish(verdict, **facts) for verdict in verdicts]
+        self.filler.close()
+        return made
+
+    def run(self, check: bool = False, *, here: str = "second", **request: Any) -> ReplicateResult:
+        there = {"second": self.first, "first": self.second}[here]
+        chosen = {"workers": 1, "run_id": "replicate-1", **request}
+        store = str(self.second if here == "second" else self.first)
+        return replicate(ReplicateRequest(store, Site(LocalEndpoint(), str(there), "elsewhere"), **chosen), check)
+
+    def refused(self, **request: Any) -> DsmError:
+        with pytest.raises(DsmError) as caught:
+            self.run(**request)
+        return caught.value
+
+    def store(self, here: str = "second") -> ClusterStore:
+        return ClusterStore.require(str(self.second if here == "second" else self.first))
+
+    def folded(self, here: str = "second") -> ledger.Folded:
+        return ledger.fold(self.store(here).ledger.trusted().events)
+
+    def verdicts(self, here: str = "second") -> dict[str, str]:
+        backups = info(str(self.second if here == "second" else self.first), "", "")["backups"]
+        return {item["id"]: item["verdict"] for item in backups}
+
+    def damage(self, name: str, here: str = "second", verified: bool = True) -> Path:
+        """Flip a bit of a copy, and let verification find it."""
+        (path,) = (p for p in (Path(self.store(here).data_path(name))).rglob("*") if p.is_file())
+        data = bytearray(path.read_bytes())
+        data[0] ^= 1
+        path.write_bytes(data)
+        if verified:
+            (verdict,) = verify(self.store(here), VerifyRequest(ids=[name], run_id="v")).verdicts
+            assert verdict.verdict == "failed"
+        return path
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Stores:
+    return Stores(tmp_path)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes are copied by this process: the workers have tests of their own."""
+
+    def copy(plan: TransferPlan, progress: Progress, _pool: Any) -> TransferReport:
+        report = TransferReport()
+        for item in plan.items:
+            target = Path(plan.directory) / item.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(Path(item.source).read_bytes())
+            report.sha256[item.path] = hashlib.sha256(target.read_bytes()).hexdigest()
+            progress(1, 1, 1)
+        return report
+
+    monkeypatch.setattr(_replicate, "pull", copy)
+    monkeypatch.setattr(_replicate, "Pool", lambda *_arguments: contextlib.nullcontext(object()))
+    monkeypatch.setattr(_store.os, "fsync", lambda _descriptor: None)
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def codes(error: DsmError) -> list[str]:
+    return sorted({reason.code for reason in error.reasons} or {error.code})
+
+
+def test_a_second_store_has_what_the_first_has_and_its_own_evidence(stores: Stores) -> None:
+    ids = stores.fill("ok", "", "ok", sealed=(golden(),), files=(("a/x", b"1" * 99), ("b", b"2" * 7)))
+    joined = {"joined_at": "2026-11-21T00:00:00Z"}
+    stores.filler.event("joined", "dr1", joined, time.time())
+    stores.filler.close()
+    before = tree(stores.first)
+    planned = stores.run(check=True)
+    assert list(stores.second.iterdir()) == [] and planned.changed
+    done = stores.run()
+    assert tree(stores.first) == before
+    assert (planned.before, planned.after, planned.parts) == (done.before, done.after, done.parts)
+    assert [item["id"] for item in done.backups] == ids[::-1] and all(item["published"] for item in done.backups)
+    there, here = stores.store("first"), stores.store()
+    assert [entry.manifest for entry in here.entries()] == [entry.manifest for entry in there.entries()]
+    for name in ids:
+        assert tree(Path(here.data_path(name))) == tree(Path(there.data_path(name)))
+    # Its verdicts are its own: every byte was read here. What happened to the cluster is known here as well.
+    assert stores.verdicts() == dict.fromkeys(ids, "ok") and stores.verdicts("first")[ids[1]] == "unverified"
+    assert stores.folded().joins["dr1"]["joined_at"] == joined["joined_at"]
+    assert [one["id"] for one in stores.folded().golden] == [one["id"] for one in stores.folded("first").golden]
+    (event,) = (event for event in here.ledger.trusted().events if event.kind == "joined")
+    assert event.data[replication.ORIGIN]["hash"] == there.ledger.trusted().events[-1].hash
+    assert (stores.second / CLUSTER / "other.jsonl").read_bytes() == before[f"{CLUSTER}/ledger.jsonl"]
+    result = verify(here, VerifyRequest(run_id="v"))
+    assert not result.reasons and {verdict.verdict for verdict in result.verdicts} == {"ok"}
+    kept = tree(stores.second)
+    again = stores.run()
+    assert not again.changed and again.kept == 3 and again.backups == [] and again.events == 0
+    assert {name for name, data in tree(stores.second).items() if kept.get(name) != data} <= {f"{CLUSTER}/other.json"}
+
+
+def test_it_follows_the_first_but_not_into_removal(stores: Stores, quick: None) -> None:
+    ids = stores.fill("ok", "ok", "ok", sealed=())
+    stores.run()
+    prune(stores.store("first"), PruneRequest(Policy(keep=1, max_copies=1), need=0), False)
+    (new,) = stores.fill("ok", sealed=())
+    done = stores.run()
+    assert [item["id"] for item in done.backups] == [new]
+    assert list(stores.verdicts()) == [*ids, new]
+    # Its own retention: what it removed does not come home again, though the first still has it.
+    prune(stores.store(), PruneRequest(Policy(keep=1, max_copies=1), need=0), False)
+    assert list(stores.verdicts()) == [new]
+    assert not stores.run().changed
+
+
+def test_a_bad_copy_is_replaced_by_the_good_one_of_either_site(stores: Stores) -> None:
+    ids = stores.fill("ok", "ok", sealed=())
+    stores.run()
+    good = tree(Path(stores.store().data_path(ids[0])))
+    for here in ("second", "first"):
+        stores.damage(ids[0], here)
+        pin = Path(stores.store(here).backups_path) / ids[0] / "notes.json"
+        pin.write_bytes(b"kept")
+        planned = stores.run(check=True, here=here, only_repair=True)
+        assert (planned.before["bad"], planned.after["bad"]) == ([ids[0]], [])
+        done = stores.run(here=here, only_repair=True)
+        assert done.before["bad"] == [ids[0]] and done.after == planned.after
+        assert tree(Path(stores.store(here).data_path(ids[0]))) == good and pin.read_bytes() == b"kept"
+        pin.unlink()
+        assert stores.verdicts(here) == dict.fromkeys(ids, "ok")
+        assert sorted(os.listdir(pin.parent)) == ["data", "manifest.json", "reads.json"]
+        assert os.listdir(stores.store(here).repairs_path) == []
+        assert not stores.run(here=here, only_repair=True).changed
+
+
+@pytest.mark.parametrize("wreck", ["manifest", "data", "all", "swapped"])
+def test_whatever_is_left_of_a_copy_it_comes_back_whole(stores: Stores, quick: None, wreck: str) -> None:
+    ids = stores.fill("ok", "ok", sealed=())
+    stores.run()
+    backup = Path(stores.store().backups_path) / ids[1]
+    whole = tree(backup / "data"), (backup / "manifest.json").read_bytes()
+    if wreck == "manifest":
+        (backup / "manifest.json").write_bytes(b"{}")
+    elif wreck == "data":
+        shutil.rmtree(backup / "data")
+        verify(stores.store(), VerifyRequest(ids=[ids[1]]))
+    elif wreck == "all":
+        shutil.rmtree(backup)
+    else:
+        (backup / "manifest.json").unlink()
+    if wreck == "manifest":
+        # Not of this collection: nobody touches it but a person.
+        assert codes(stores.refused(only_repair=True)) == ["HELD"]
+        return
+    stores.run(only_repair=True)
+    assert (tree(backup / "data"), (backup / "manifest.json").read_bytes()) == whole
+    assert stores.verdicts() == dict.fromkeys(ids, "ok")
+
+
+def test_where_both_are_bad_nothing_is_touched(stores: Stores, quick: None) -> None:
+    ids = stores.fill("ok", "ok", sealed=())
+    stores.run()
+    stores.damage(ids[0], "first")
+    stores.damage(ids[0])
+    stores.damage(ids[1], "first", verified=False)
+    stores.damage(ids[1])
+    before = tree(Path(stores.store().backups_path))
+    error = stores.refused()
+    assert codes(error) == ["BOTH_FAILED"] and len(error.reasons) == 2
+    assert {item["id"]: item["action"] for item in error.details["backups"]} == {ids[0]: "leave", ids[1]: "repair"}
+    assert tree(Path(stores.store().backups_path)) == before
+    assert os.listdir(stores.store().repairs_path) == []
+
+
+def test_a_copy_that_is_bad_there_is_not_taken(stores: Stores) -> None:
+    ids = stores.fill("ok", "failed", "ok", sealed=())
+    stores.damage(ids[0], "first", verified=False)
+    error = stores.refused()
+    assert codes(error) == ["OTHER_CORRUPT"] and ids[0] in str(error.reasons[0].message)
+    assert list(stores.verdicts()) == [ids[2]] and stores.store().incoming() == []
+    assert any(ids[1] in note for note in error.details["notes"])
+    assert [site["missing"] for site in info(str(stores.second), "", "")["sites"]] == [0, 1]
+
+
+def test_two_stores_that_both_were_shipped_into_are_not_mixed(stores: Stores, quick: None) -> None:
+    ids = stores.fill("ok", sealed=())
+    stores.run()
+    other = Filler(stores.first.parent / "third", 8)
+    other.publish("ok", files=(("backup.bin", b"something else"),), sealed=())
+    other.close()
+    shutil.rmtree(stores.first)
+    (stores.first.parent / "third").rename(stores.first)
+    stores.second.joinpath(CLUSTER, "other.jsonl").unlink()
+    before = tree(Path(stores.store().backups_path))
+    assert codes(stores.refused()) == ["DIVERGED"]
+    stores.damage(ids[0])
+    assert codes(stores.refused()) == ["DIVERGED"]
+    assert tree(Path(stores.store().backups_path)).keys() == before.keys()
+
+
+def test_another_cluster_is_refused(stores: Stores, quick: None) -> None:
+    stores.fill("ok")
+    stores.run()
+    before = tree(stores.second)
+    shutil.rmtree(stores.first)
+    fingerprint = hashlib.sha256(b"another").hexdigest()
+    stores.filler = Filler(stores.first, 8, fingerprint)
+    stores.fill("ok")
+    assert stores.refused().code == "ANOTHER_CLUSTER"
+    assert stores.refused(cluster_id=CLUSTER).code == "UNKNOWN_CLUSTER"
+    assert stores.refused(only_repair=True, new_cluster=True).code in ("ANOTHER_CLUSTER", "UNKNOWN_CLUSTER")
+    assert tree(stores.second) == before
+    assert stores.run(new_cluster=True).changed
+    assert sorted(path.name for path in stores.second.iterdir()) == sorted([CLUSTER, fingerprint[:16]])
+
+
+def test_a_store_that_is_newer_broken_or_nowhere_is_refused(stores: Stores, quick: None) -> None:
+    stores.fill("ok")
+    path = stores.first / CLUSTER / "store.json"
+    whole = path.read_bytes()
+    value = json.loads(whole)
+    for data, code in ((b"", "OTHER_EMPTY"), (json.dumps({**value, "schema": 99}).encode(), "OTHER_NEWER_SCHEMA")):
+        path.write_bytes(data)
+        assert stores.refused().code == code
+    path.unlink()
+    assert stores.refused().code == "OTHER_MISSING"
+    assert list(stores.second.iterdir()) == []
+    path.write_bytes(whole)
+    stores.second = stores.first
+    assert stores.refused().code == "SOURCE_IS_STORE"
+
+
+def test_a_ledger_that_lost_events_is_refused_until_a_person_says_so(stores: Stores, quick: None) -> None:
+    stores.fill("ok", "ok", sealed=())
+    stores.run()
+    path = stores.first / CLUSTER / "ledger.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    before = tree(stores.second)
+    path.write_bytes(b"".join(lines[:-1]))
+    assert stores.refused().code == "OTHER_LEDGER_ROLLED_BACK"
+    path.write_bytes(b"".join([*lines[:1], *lines[2:]]))
+    assert stores.refused().code == "OTHER_LEDGER_BROKEN"
+    path.unlink()
+    assert stores.refused().code == "OTHER_LEDGER_ROLLED_BACK"
+    assert tree(stores.second) == before
+    stores.filler.head = None
+    (new,) = stores.fill("ok", sealed=())
+    done = stores.run(accept=frozenset(["OTHER_LEDGER_ROLLED_BACK"]))
+    assert [reason.code for reason in done.accepted] == ["OTHER_LEDGER_ROLLED_BACK"]
+    assert new in stores.verdicts() and (stores.second / CLUSTER / "other.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_a_new_generation_comes_with_the_first_store(stores: Stores, quick: None) -> None:
+    (old,) = stores.fill("ok", sealed=())
+    stores.run()
+    fingerprint = hashlib.sha256(b"recovered").hexdigest()
+    identity = stores.store("first").identity.with_generation(
+        fingerprint, uid="u2", members=("dr1",), run_id="r", added_at="2026-11-22T00:00:00Z", because=f"restored {old}"
+    )
+    (stores.first / CLUSTER / "store.json").write_bytes(catalogue.dump_identity(identity))
+    (new,) = stores.fill("ok", sealed=(), fingerprint=fingerprint, generation=2)
+    stores.run()
+    assert [one.fingerprint for one in stores.store().identity.generations] == [FINGERPRINT, fingerprint]
+    assert stores.verdicts() == {old: "ok", new: "ok"}
+    # Two recoveries of the same cluster are no longer the same cluster.
+    mine = stores.store().identity
+    forked = catalogue.StoreIdentity(mine.cluster_id, mine.generations[:1]).with_generation(
+        hashlib.sha256(b"fork").hexdigest(), uid="", members=(), run_id="", added_at="2026-11-22T00:00:00Z", because=""
+    )
+    (stores.first / CLUSTER / "store.json").write_bytes(catalogue.dump_identity(forked))
+    assert stores.refused().code == "ANOTHER_CLUSTER"
+
+
+def test_bundles_come_and_are_repaired(stores: Stores, tmp_path: Path) -> None:
+    stores.fill("ok")
+    secret = tmp_path / "bundle"
+    secret.write_bytes(b"-----BEGIN CMS-----\nx")
+    put(stores.store("first"), "config", str(secret), FINGERPRINT, "r", True)
+    planned = stores.run(check=True)
+    done = stores.run()
+    (bundle,) = bundles(stores.store(), "config")
+    assert done.parts == planned.parts == [f"config/{bundle.id}"]
+    assert bundles(stores.store("first"), "config") == [bundle]
+    path = stores.second / CLUSTER / "config" / bundle.id / "bundle.cms"
+    path.write_bytes(b"-----BEGIN CMS-----\ny")
+    assert states(stores.store(), read=True)[FINGERPRINT]["config"] == "failed"
+    assert stores.run(only_repair=True).parts == done.parts
+    assert path.read_bytes() == secret.read_bytes()
+    with pytest.raises(DsmError, match="not what was stored"):
+        adopt(stores.store(), bundle, b"-----BEGIN CMS-----\nz")
+    assert path.read_bytes() == secret.read_bytes()
+
+
+def test_what_does_not_fit_waits_and_the_newest_comes_first(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = stores.fill("ok", "ok", "ok", sealed=(), files=(("x", b"x" * 1000),))
+    monkeypatch.setattr(ClusterStore, "free", lambda _self: (2300, 1 << 30))
+    error = stores.refused()
+    assert codes(error) == ["STORE_FULL"] and list(stores.verdicts()) == ids[1:]
+
+
+def test_freshness_of_both_sites_is_told(stores: Stores, quick: None) -> None:
+    ids = stores.fill("ok", "", sealed=())
+    stores.run()
+    here, other = info(str(stores.second), "", "")["sites"]
+    assert (here["here"], other["here"], other["site"]) == (True, False, "elsewhere")
+    assert here["newest"] == other["newest"] == here["newest_verified"] == ids[1]
+    assert (other["newest_verified"], other["verified"], other["copies"], other["missing"]) == (ids[0], 1, 2, 0)
+    assert not verify(stores.store(), VerifyRequest(max_lag=60.0)).reasons
+    path = stores.second / CLUSTER / "other.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"elsewhere", b"elsewherf"))
+    (reason,) = verify(stores.store(), VerifyRequest(max_lag=60.0)).reasons
+    assert (reason.code, reason.hard) == ("NOT_REPLICATED", False)
+    assert [site["here"] for site in info(str(stores.second), "", "")["sites"]] == [True]
+
+
+def test_it_may_die_at_every_step(stores: Stores, quick: None, tmp_path: Path) -> None:
+    """F-numbers of shipping hold here too: whatever died, the next run ends with good copies and says nothing twice."""
+    ids = stores.fill("ok", "ok", sealed=(golden(),))
+    stores.filler.event("joined", "dr1", {"joined_at": "2026-11-21T00:00:00Z"}, time.time())
+    stores.filler.close()
+    secret = tmp_path / "bundle"
+    secret.write_bytes(b"-----BEGIN CMS-----\nx")
+    put(stores.store("first"), "config", str(secret), FINGERPRINT, "r", True)
+    original = {name: tree(Path(stores.store("first").data_path(name))) for name in ids}
+
+    def run_until(count: int) -> bool:
+        left = iter(range(count))
+
+        def at(_step: str) -> None:
+            if next(left, None) is None:
+                raise Killed
+
+        try:
+            stores.run(checkpoint=at)
+        except Killed:
+            # A dead process has no lease.
+            (stores.second / CLUSTER / "lock").unlink(missing_ok=True)
+            return False
+        return True
+
+    def converged() -> None:
+        # What was published by the run that died, just before it could say so, is for the next verification.
+        assert set(stores.verdicts().values()) <= {"ok", "unverified"} and list(stores.verdicts()) == ids
+        assert set(stores.folded().backups) == {*ids}
+        assert {name: tree(Path(stores.store().data_path(name))) for name in ids} == original
+        events = stores.store().ledger.trusted().events
+        assert sum(event.kind == "joined" for event in events) == 1
+        assert not list(stores.second.rglob("bad")) and stores.store().incoming() == []
+        assert not stores.run().changed
+
+    step = 0
+    while not run_until(step):
+        stores.run()
+        converged()
+        shutil.rmtree(stores.second)
+        stores.second.mkdir()
+        step += 1
+    assert step > 15
+    # The same while a bad copy is exchanged.
+    step = 0
+    while True:
+        stores.damage(ids[0])
+        ended = run_until(step)
+        damaged = stores.verdicts().get(ids[0])
+        assert damaged in ("ok", "failed")
+        stores.run()
+        converged()
+        step += 1
+        if ended:
+            break
+    assert step > 10
