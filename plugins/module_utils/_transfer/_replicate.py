@@ -461,11 +461,11 @@ class _Run:
             raise Invalid([Problem("CORRUPT", f"{path} is not what was published") for path in wrong])
         problems = read_back(data, manifest, lease.renew)
         if problems:
+            told = "; ".join(problem.message for problem in problems)
             raise Unreadable(
-                f"{manifest.id} landed and cannot be read back; nothing was published.",
+                f"{manifest.id} landed and cannot be read back; nothing was published ({told}).",
                 "DAMAGED",
-                "Check the disk of this store, then run again.",
-                reasons=as_reasons(problems),
+                "Check the memory and the disk of this host, then run again.",
             )
         _kind, broken = _structure.check(data, [entry.path for entry in manifest.files], lease.renew)
         if broken:

@@ -33,10 +33,17 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer impo
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._request import ship_request
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ship import ShipResult, ship
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
-from ansible_collections.kmsops.fortanix_dsm.plugins.modules import backup_info, backup_ship, backup_verify, ledger
+from ansible_collections.kmsops.fortanix_dsm.plugins.modules import (
+    backup_info,
+    backup_replicate,
+    backup_ship,
+    backup_verify,
+    ledger,
+)
 
 MODULES = {
     "backup_info": backup_info,
+    "backup_replicate": backup_replicate,
     "backup_ship": backup_ship,
     "backup_verify": backup_verify,
     "ledger": ledger,

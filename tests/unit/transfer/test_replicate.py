@@ -423,3 +423,63 @@ def test_it_may_die_at_every_step(stores: Stores, quick: None, tmp_path: Path) -
         if ended:
             break
     assert step > 10
+
+
+def test_what_its_site_removes_meanwhile_is_no_failure(stores: Stores) -> None:
+    ids = stores.fill("ok", "ok", sealed=())
+
+    def at(step: str) -> None:
+        if step == "place made":
+            shutil.rmtree(stores.filler.backups / ids[1], ignore_errors=True)
+
+    done = stores.run(checkpoint=at)
+    assert list(stores.verdicts()) == ids[:1] and stores.store().incoming() == []
+    assert done.notes == [f"{ids[1]} was removed from the other store meanwhile."]
+
+
+def test_a_copy_that_is_being_read_is_exchanged_at_the_next_run(stores: Stores) -> None:
+    (name,) = stores.fill("ok", sealed=())
+    stores.run()
+    stores.damage(name)
+    before = tree(Path(stores.store().backups_path))
+    with stores.store().reading(name):
+        assert codes(stores.refused()) == ["BEING_READ"]
+        assert {path: before[path] for path in before} == tree(Path(stores.store().backups_path))
+    done = stores.run()
+    # What had landed is there still.
+    assert stores.verdicts() == {name: "ok"} and (done.report.bytes, done.report.reused) == (0, 10)
+
+
+@pytest.mark.parametrize("where", ["on the way", "on the disk"])
+def test_bytes_that_are_damaged_never_count(
+    stores: Stores, quick: None, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    stores.fill("ok", sealed=())
+    copy = _replicate.pull
+
+    def damaging(plan: TransferPlan, progress: Progress, pool: Any) -> TransferReport:
+        report = copy(plan, progress, pool)
+        if where == "on the way":
+            report.sha256 = dict.fromkeys(report.sha256, "0" * 64)
+        else:
+            (Path(plan.directory) / plan.items[0].path).write_bytes(b"9876543210")
+        return report
+
+    monkeypatch.setattr(_replicate, "pull", damaging)
+    assert codes(stores.refused()) == [{"on the way": "OTHER_CORRUPT", "on the disk": "DAMAGED"}[where]]
+    assert stores.verdicts() == {} and stores.store().incoming() == []
+
+
+def test_it_waits_for_whoever_works_on_the_store(stores: Stores) -> None:
+    stores.fill("ok", sealed=())
+    stores.run()
+    stores.fill("ok", sealed=())
+    with stores.store().lease("somebody else"):
+        lock = stores.second / CLUSTER / "lock"
+        lease = json.loads(lock.read_bytes())
+        lock.write_bytes(json.dumps({**lease, "pid": os.getppid(), "started": _start(os.getppid())}).encode())
+        assert [stores.refused(check=check).code for check in (False, True)] == ["LOCKED", "LOCKED"]
+
+
+def _start(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
