@@ -60,7 +60,7 @@ units: venv ## Unit tests, no lab and no network
 	$(BIN)/python -m pytest -q -n 2 tests/unit tests/standin tests/lab
 
 contract: venv ## One contract over all modules: the documentation is executed
-	$(BIN)/python -m pytest -q tests/contract
+	$(BIN)/python -m pytest -q -n 2 tests/contract
 
 reuse: venv ## Every file says its licence
 	$(BIN)/reuse --suppress-deprecation lint --quiet || $(BIN)/reuse lint
