@@ -36,7 +36,7 @@ class Here(NamedTuple):
 
 
 class There(NamedTuple):
-    """A backup in the other store: ``good`` or ``bad``, and why it is bad."""
+    """A backup in the other store: ``good``, ``bad`` by its verification there, or ``unclear``; and why."""
 
     state: str
     digest: str = ""
@@ -71,9 +71,10 @@ def _step(name: str, mine: Here | None, other: There | None, only_repair: bool) 
     if mine is None:
         if only_repair or other is None:
             return None
-        if other.state != "good":
-            return _leave(name, "OTHER_FAILED", f"the other store's copy is no good: {other.why}")
-        return Step(name, "bring")
+        if other.state == "good":
+            return Step(name, "bring")
+        code = "OTHER_FAILED" if other.state == "bad" else "OTHER_UNCLEAR"
+        return _leave(name, code, f"the other store's copy cannot be taken: {other.why}")
     if mine.state == "held":
         return _leave(name, "HELD", "it is not understood here, so nothing touches it")
     if mine.state == "pruned":

@@ -52,6 +52,7 @@ from ._verify import read_back, remember_reads
 _REMEDIES = {
     "BOTH_FAILED": "Ship it again while a source still has it; else it is lost. Neither copy was touched.",
     "OTHER_CORRUPT": "Run backup_verify there, then repair it there or ship it again. Nothing of it is published here.",
+    "OTHER_UNCLEAR": "Run backup_verify there. If its manifest is of a newer release, update the collection here.",
     "NO_OTHER_COPY": "Ship it again while a source still has it. It was not touched.",
     "DIVERGED": "Two stores were shipped into and gave one number to different backups. Nothing was touched. Keep "
     "one of them as the first from now on, and take the backups of the other from where they are.",
@@ -306,13 +307,13 @@ class _Run:
                 manifest = look.manifest(met.theirs, name)
             except FileNotFoundError:
                 # Half-made or half-removed: no backup.
-                del there[name]
+                del there[name], self.there[name]
                 continue
             except Invalid as error:
-                there[name] = There("bad", why=str(error))
+                there[name] = There("unclear", why=str(error))
                 continue
             if there[name].digest not in ("", manifest.digest):
-                there[name] = There("bad", why="its manifest is not the one that the ledger there knows")
+                there[name] = There("unclear", why="its manifest is not the one that the ledger there knows")
                 continue
             there[name] = There("good", manifest.digest)
             self.manifests[name] = manifest
@@ -484,6 +485,7 @@ class _Run:
         reachable = isinstance(error, Invalid) or error.code not in TRANSIENT
         if reachable and step.action == "bring" and self._gone(manifest):
             self.result.notes.append(f"{step.id} was removed from the other store meanwhile.")
+            del self.there[step.id]
             return True
         self.result.reasons += reasons
         self.result.backups.append(_told(step, bytes=manifest.bytes, reasons=reasons))

@@ -42,17 +42,17 @@ HERE = {
 }  # fmt: skip
 THERE = {
     "nothing": None, "same": There("good", A), "different": There("good", B), "not looked at": There("good"),
-    "bad": There("bad", A, "why"),
+    "bad": There("bad", A, "why"), "unclear": There("unclear", "", "why"),
 }  # fmt: skip
 #: here -> what is done for each of THERE, in its order
 TABLE = {
-    "nothing": ["-", "bring", "bring", "bring", "OTHER_FAILED"],
-    "good": ["keep", "keep", "DIVERGED", "keep", "keep"],
-    "good, nothing known": ["keep", "keep", "keep", "keep", "keep"],
-    "bad": ["NO_OTHER_COPY", "repair", "DIVERGED", "repair", "BOTH_FAILED"],
-    "bad, nothing known": ["NO_OTHER_COPY", "repair", "repair", "repair", "BOTH_FAILED"],
-    "pruned": ["-", "-", "-", "-", "-"],
-    "held": ["HELD", "HELD", "HELD", "HELD", "HELD"],
+    "nothing": ["-", "bring", "bring", "bring", "OTHER_FAILED", "OTHER_UNCLEAR"],
+    "good": ["keep", "keep", "DIVERGED", "keep", "keep", "keep"],
+    "good, nothing known": ["keep", "keep", "keep", "keep", "keep", "keep"],
+    "bad": ["NO_OTHER_COPY", "repair", "DIVERGED", "repair", "BOTH_FAILED", "BOTH_FAILED"],
+    "bad, nothing known": ["NO_OTHER_COPY", "repair", "repair", "repair", "BOTH_FAILED", "BOTH_FAILED"],
+    "pruned": ["-", "-", "-", "-", "-", "-"],
+    "held": ["HELD", "HELD", "HELD", "HELD", "HELD", "HELD"],
 }
 
 
@@ -71,7 +71,7 @@ def test_the_whole_table(mine: str, other: str) -> None:
 IDS = st.sampled_from([f"{number:08d}-20261122T000000Z" for number in range(1, 6)])
 DIGESTS = st.sampled_from(["", A, B])
 MINE = st.dictionaries(IDS, st.builds(Here, st.sampled_from(["good", "bad", "pruned", "held"]), DIGESTS))
-THEIRS = st.dictionaries(IDS, st.builds(There, st.sampled_from(["good", "bad"]), DIGESTS))
+THEIRS = st.dictionaries(IDS, st.builds(There, st.sampled_from(["good", "bad", "unclear"]), DIGESTS))
 
 
 @settings(max_examples=150, deadline=None)
@@ -224,10 +224,10 @@ def test_lag() -> None:
 
 
 def test_only_what_can_be_done_here_is_asked_of_a_person() -> None:
-    there = {"a": There("bad", why="its verification failed there"), "b": There("good")}
+    there = {"a": There("bad", why="its verification failed there"), "b": There("good"), "d": There("unclear")}
     steps = plan({"c": Here("bad")}, there, only_repair=False)
-    assert [problem.code for problem in unresolved(steps)] == ["NO_OTHER_COPY"]
+    assert [problem.code for problem in unresolved(steps)] == ["OTHER_UNCLEAR", "NO_OTHER_COPY"]
     assert replication.concerns_of_other(steps) == [
-        "a: the other store's copy is no good: its verification failed there"
+        "a: the other store's copy cannot be taken: its verification failed there"
     ]
     assert Step("b", "bring") in steps

@@ -235,6 +235,22 @@ def test_a_copy_that_is_bad_there_is_not_taken(stores: Stores) -> None:
     assert [site["missing"] for site in info(str(stores.second), "", "")["sites"]] == [0, 1]
 
 
+def test_what_is_not_understood_there_is_not_passed_over(stores: Stores, quick: None) -> None:
+    """A newer release, a changed manifest: it should be here and is not, so that is no success."""
+    ids = stores.fill("ok", "ok", "ok", "ok", sealed=())
+    manifest = [stores.filler.backups / name / "manifest.json" for name in ids]
+    manifest[0].write_text(json.dumps({**json.loads(manifest[0].read_text()), "schema": 2}))
+    manifest[1].write_bytes(manifest[2].read_bytes())
+    manifest[2].unlink()
+    error = stores.refused()
+    assert codes(error) == ["OTHER_UNCLEAR"] and [reason.message[:8] for reason in error.reasons] == [
+        ids[1][:8],
+        ids[0][:8],
+    ]
+    assert list(stores.verdicts()) == ids[3:]
+    assert info(str(stores.second), "", "")["sites"][1]["missing"] == 2
+
+
 def test_two_stores_that_both_were_shipped_into_are_not_mixed(stores: Stores, quick: None) -> None:
     ids = stores.fill("ok", sealed=())
     stores.run()
