@@ -67,9 +67,6 @@ options:
     type: str
     required: true
   timeout:
-    description:
-      - How long to wait, in seconds.
-    type: float
     default: 1800
 """
 

@@ -103,9 +103,6 @@ options:
       - Names the run in the operation record.
     type: str
   timeout:
-    description:
-      - How long to wait, in seconds.
-    type: float
     default: 3600
 """
 

@@ -78,9 +78,6 @@ options:
       - What other hosts said in this play. The module's action plugin fills it in. A task that gives it is refused.
     type: dict
   timeout:
-    description:
-      - How long to wait, in seconds.
-    type: float
     default: 1800
 """
 

@@ -72,9 +72,6 @@ options:
     elements: str
     default: []
   timeout:
-    description:
-      - How long to wait, in seconds.
-    type: float
     default: 900
 """
 

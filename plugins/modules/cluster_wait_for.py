@@ -48,9 +48,6 @@ options:
       - Name or address of the node that the condition is about.
     type: str
   timeout:
-    description:
-      - How long to wait, in seconds.
-    type: float
     default: 600
   interval:
     description:
