@@ -21,7 +21,7 @@ def parts(root: str) -> list[str]:
     found = [name for name in FILES if os.path.isfile(os.path.join(root, name))]
     for part in PARTS:
         for directory, directories, names in os.walk(os.path.join(root, part)):
-            directories[:] = sorted(name for name in directories if name[0] not in "._")
+            directories[:] = sorted(name for name in directories if name[0] != "." and name != "__pycache__")
             here = os.path.relpath(directory, root)
             found += [os.path.join(here, name) for name in names if name[0] != "." and not name.endswith("~")]
     return sorted(found)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import configparser
 import os
 import pathlib
 import shutil
@@ -254,6 +255,10 @@ def test_systemd_understands_the_units_and_they_may_do_little(decide_all, tmp_pa
         "dsm_store_python": "/opt/kmsops/store-venv/bin/python3",
         "dsm_verify_slice": "auto/7",
     }
+    settings = configparser.ConfigParser()
+    settings.read_string(files.pop("timers.cfg"))
+    assert settings["defaults"]["collections_path"] == f"/opt/kmsops/collections-{'f' * 16}"
+    assert settings["defaults"]["inventory"] == "/etc/kmsops/timers.yml"
     assert sorted(files) == sorted(
         f"kmsops-store-{job}.{kind}" for job in ("ship", "verify", "prune") for kind in ("service", "timer")
     )
@@ -282,10 +287,12 @@ def test_systemd_understands_the_units_and_they_may_do_little(decide_all, tmp_pa
 
 def test_a_collection_is_packed_whole_and_the_same_everywhere(tmp_path):
     place = tmp_path / "here"
-    for name in ("galaxy.yml", "plugins/modules/a.py", "roles/r/tasks/main.yml", "playbooks/p.yml", "tests/t.py"):
+    for name in ("galaxy.yml", "plugins/_core/a.py", "roles/r/tasks/main.yml", "playbooks/p.yml", "tests/t.py"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text(name, encoding="utf-8")
     (place / "plugins" / "__pycache__").mkdir()
+    (place / "plugins" / ".mypy_cache").mkdir()
+    (place / "plugins" / ".mypy_cache" / "x").write_text("x", encoding="utf-8")
     (place / "plugins" / "__pycache__" / "a.pyc").write_text("x", encoding="utf-8")
     copy = tmp_path / "there"
     shutil.copytree(place, copy)
@@ -301,7 +308,7 @@ def test_a_collection_is_packed_whole_and_the_same_everywhere(tmp_path):
     assert (tmp_path / "1.tar").read_bytes() == (tmp_path / "2.tar").read_bytes()
     with tarfile.open(tmp_path / "1.tar") as tar:
         found = tar.getnames()
-    assert found == ["galaxy.yml", "playbooks/p.yml", "plugins/modules/a.py", "roles/r/tasks/main.yml"]
-    (copy / "plugins" / "modules" / "a.py").write_text("other", encoding="utf-8")
+    assert found == ["galaxy.yml", "playbooks/p.yml", "plugins/_core/a.py", "roles/r/tasks/main.yml"]
+    (copy / "plugins" / "_core" / "a.py").write_text("other", encoding="utf-8")
     assert pack(copy).stdout != digest
     assert pack(copy / "plugins").returncode != 0

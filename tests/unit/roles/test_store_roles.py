@@ -63,6 +63,29 @@ def test_hashes_reach_the_source_that_they_are_of_and_no_other(decide):
     ]
 
 
+ALONE = {
+    "whose it is was told before": ({"production_fingerprint": "f", "joins": {"dr1": {}}, "removed": {"dr1": {}}}, []),
+    "nobody ever told": ({"production_fingerprint": None, "joins": {}, "removed": {}}, ["CLUSTER_UNKNOWN"]),
+    "a node is being prepared": (
+        {"production_fingerprint": "f", "joins": {"dr1": {}, "dr2": {}}, "removed": {"dr1": {}}},
+        ["MEMBERSHIP_CHANGING"],
+    ),
+    "there is no ledger": (None, ["CLUSTER_UNKNOWN"]),
+}
+
+
+def test_a_store_by_itself_ships_only_what_no_member_has_to_be_asked_about(decide_all):
+    inputs = [{"__backup_ship_book": {"folded": folded} if folded else {}} for folded, _codes in ALONE.values()]
+    answers = [
+        answer["__backup_ship_alone_sentences"]
+        for answer in decide_all("backup_ship", inputs, "__backup_ship_alone_sentences")
+    ]
+    codes = [[sentence.partition(":")[0] for sentence in sentences] for sentences in answers]
+    assert dict(zip(ALONE, codes)) == {name: codes for name, (_folded, codes) in ALONE.items()}
+    assert "dr2 joined" in answers[2][0]
+    assert all("What to do: " in sentence for sentences in answers for sentence in sentences)
+
+
 PLACES = {
     "/home/dsmbackup/backup/*": "/home/dsmbackup/backup",
     "/home/dsmbackup/*/backup_*.tar": "/home/dsmbackup",
