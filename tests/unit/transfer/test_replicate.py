@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -490,11 +492,17 @@ def test_it_waits_for_whoever_works_on_the_store(stores: Stores) -> None:
     stores.fill("ok", sealed=())
     stores.run()
     stores.fill("ok", sealed=())
-    with stores.store().lease("somebody else"):
-        lock = stores.second / CLUSTER / "lock"
-        lease = json.loads(lock.read_bytes())
-        lock.write_bytes(json.dumps({**lease, "pid": os.getppid(), "started": _start(os.getppid())}).encode())
+    somebody = subprocess.Popen(["sleep", "600"])
+    try:
+        owner = replace(_store.this_process(), pid=somebody.pid, started=_start(somebody.pid))
+        lease = catalogue.Lease("", owner, "2026-11-22T00:00:00Z", "2026-11-22T00:15:00Z")
+        (stores.second / CLUSTER / "lock").write_bytes(catalogue.dump_lease(lease))
         assert [stores.refused(check=check).code for check in (False, True)] == ["LOCKED", "LOCKED"]
+    finally:
+        somebody.kill()
+        somebody.wait()
+    done = stores.run()
+    assert done.changed and "Took over the lease" in done.notes[0]
 
 
 def _start(pid: int) -> int:
