@@ -52,6 +52,7 @@ STORE = {
     "backup_store_drop_state": "present",
     "backup_store_drop_path": "/srv/dsm-drop",
     "backup_store_drop_keys": [KEY],
+    "backup_store_second": False,
     "backup_store_timers": [],
     "backup_store_timer_variables": {},
     "backup_store_timer_spread": 300,
@@ -169,6 +170,8 @@ CASES = {
         [],
         ["TIMER_BAD_TIME", "TIMER_TWICE", "SOURCE_MISSING"],
     ),
+    "a second store ships nothing": ({**timed(SHIP), "backup_store_second": True}, [], ["TIMER_NOT_HERE"]),
+    "a first store follows none": (timed(dict(SHIP, job="replicate")), [], ["TIMER_NOT_HERE"]),
     "no wheel is there": (
         {"__backup_store_paramiko": {"rc": 1}, "backup_store_wheelhouse": "/nonexistent"},
         ["python"],
@@ -217,9 +220,12 @@ def test_sshd_confines_the_account_of_the_drop_box_and_nobody_else(tmp_path):
     assert other["passwordauthentication"] == other["allowtcpforwarding"] == "yes"
 
 
+JOBS = ("ship", "replicate", "verify", "prune")
+
+
 def rendered(decide_all, tmp_path, **changes):
     """What systemd and a run on a timer would read: by name, as the role renders it."""
-    timers = [{"job": job, "calendar": f"*-*-* 0{hour}:30:00"} for hour, job in enumerate(("ship", "verify", "prune"))]
+    timers = [{"job": job, "calendar": f"*-*-* 0{hour}:30:00"} for hour, job in enumerate(JOBS)]
     task = yaml.safe_load((ROLE / "tasks" / "look_at_timers.yml").read_text(encoding="utf-8"))[-2]
     files = task["vars"]["__backup_store_rendered"]
     inputs = {**STORE, "backup_store_timers": timers, "files": files, "__backup_store_packed": {"stdout": "f" * 64}}
@@ -245,7 +251,7 @@ def test_systemd_understands_the_units_and_they_may_do_little(decide_all, tmp_pa
         "ansible_python_interpreter": "/opt/kmsops/store-venv/bin/python3",
         "dsm_keep": 7,
         "dsm_pull_sources": [
-            {"address": "192.0.2.50", "user": "dsmbackup", "path": "/b/*"},
+            {"name": "landing", "address": "192.0.2.50", "user": "dsmbackup", "path": "/b/*"},
             {"path": "/srv/dsm-drop/incoming/*"},
         ],
         "dsm_store_key_file": "/etc/kmsops/pull_ed25519",
@@ -259,9 +265,7 @@ def test_systemd_understands_the_units_and_they_may_do_little(decide_all, tmp_pa
     settings.read_string(files.pop("timers.cfg"))
     assert settings["defaults"]["collections_path"] == f"/opt/kmsops/collections-{'f' * 16}"
     assert settings["defaults"]["inventory"] == "/etc/kmsops/timers.yml"
-    assert sorted(files) == sorted(
-        f"kmsops-store-{job}.{kind}" for job in ("ship", "verify", "prune") for kind in ("service", "timer")
-    )
+    assert sorted(files) == sorted(f"kmsops-store-{job}.{kind}" for job in JOBS for kind in ("service", "timer"))
     for name, text in files.items():
         lines = text.splitlines()
         if name.endswith(".timer"):
@@ -271,7 +275,7 @@ def test_systemd_understands_the_units_and_they_may_do_little(decide_all, tmp_pa
         wanted = {"NoNewPrivileges=yes", "ProtectSystem=strict", "PrivateTmp=yes", "PrivateDevices=yes", "LimitCORE=0"}
         assert {*wanted, "ReadWritePaths=/srv/dsm-store -/var/lib/node_exporter"} <= set(lines)
         assert "OnFailure=call-somebody.service" in lines
-        assert ("PrivateNetwork=yes" in lines) is ("ship" not in name)
+        assert ("PrivateNetwork=yes" in lines) is ("ship" not in name and "replicate" not in name)
         assert ("/usr/bin/flock" in text) is ("verify" not in name)
         playbook = next(line for line in lines if line.startswith("ExecStart=")).rpartition(".")[2]
         assert (ROLE.parents[1] / "playbooks" / f"{playbook}.yml").exists()

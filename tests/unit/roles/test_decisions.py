@@ -252,6 +252,7 @@ PREPARED_STORE = {
     "backup_store_etc": "/etc/kmsops",
     "backup_store_venv": "/opt/venv",
     "backup_store_wheelhouse": "",
+    "backup_store_second": False,
     "backup_store_timers": [],
     "backup_store_drop_user": "",
     "backup_store_drop_state": "present",

@@ -35,9 +35,8 @@ def ansible(tmp_path: Path, *argv: object) -> subprocess.CompletedProcess[str]:
 def groups_of(plays: list[Any]) -> set[str]:
     """Every inventory group that they speak of, by the variable that names it."""
     text = json.dumps(plays)
-    return {
-        name for name in ("nodes", "dr_nodes", "spare_nodes", "backup_sources", "store") if f"dsm_{name}_group" in text
-    }
+    names = ("nodes", "dr_nodes", "spare_nodes", "backup_sources", "store", "second_store")
+    return {name for name in names if f"dsm_{name}_group" in text}
 
 
 @pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.stem)
