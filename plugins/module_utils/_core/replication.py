@@ -204,8 +204,8 @@ class Site(NamedTuple):
     newest_published_at: str | None
     newest_verified: str | None
     newest_verified_published_at: str | None
-    missing: int = 0
-    missing_since: str | None = None
+    missing: int
+    missing_since: str | None
 
 
 def site(name: str, looked_at: str, copies: Iterable[Copy], missing: Iterable[Copy] = ()) -> Site:

@@ -89,6 +89,8 @@ def test_no_good_copy_is_ever_touched_and_no_bad_one_is_forgotten(
         assert (step.action == "bring") == (mine is None) and not (only_repair and mine is None)
         assert step.id in candidates(here, there, only_repair=only_repair)
     bad = {name for name, mine in here.items() if mine.state == "bad"}
+    new = set() if only_repair else set(there) - set(here)
+    assert candidates(here, there, only_repair=only_repair) == sorted((bad | new) & set(there), reverse=True)
     assert bad <= {step.id for step in touched} | {step.id for step in steps if step.problem in unresolved(steps)}
     # Carried out, nothing is left to do; and whatever the other store removes, nothing here goes or comes.
     after = {**here, **{step.id: Here("good", there[step.id].digest) for step in touched}}
@@ -127,6 +129,7 @@ def test_which_cluster_is_meant() -> None:
         with pytest.raises(Invalid) as caught:
             choose(mine, theirs, **options)  # type: ignore[arg-type]
         assert [problem.code for problem in caught.value.problems] == [code]
+        assert theirs or "holds no cluster" in caught.value.problems[0].message
 
 
 def test_generations_are_followed_and_never_forked() -> None:
@@ -140,8 +143,9 @@ def test_generations_are_followed_and_never_forked() -> None:
     assert merged(identity(A), identity(A, B), **facts).generations[1].fingerprint == B
     for same in (identity(A), identity(A, B)):
         assert merged(same, identity(A), **facts) is same
-    with pytest.raises(Invalid, match="two recoveries"):
+    with pytest.raises(Invalid, match="two recoveries") as caught:
         merged(identity(A, B), identity(A, C), **facts)
+    assert [problem.code for problem in caught.value.problems] == ["ANOTHER_CLUSTER"]
 
 
 def chain(*events: tuple[str, str, dict[str, Any]]) -> list[ledger.Event]:
@@ -197,23 +201,25 @@ def test_what_happened_to_the_cluster_is_taken_over_once() -> None:
 def test_how_new_a_site_is() -> None:
     copies = [
         Copy("2", "2026-11-21T02:00:00Z", "ok"), Copy("3", None, "unverified"), Copy("1", "2026-11-21T01:00:00Z", "ok"),
-        Copy("4", "2026-11-21T04:00:00Z", "failed"),
+        Copy("4", "2026-11-21T04:00:00Z", "failed"), Copy("0", "2026-11-21T00:30:00Z", "ok"),
     ]  # fmt: skip
     found = site("oor", "2026-11-22T00:00:00Z", copies, copies[:3])
     assert found == Site(
-        "oor", "2026-11-22T00:00:00Z", 4, 2, "4", "2026-11-21T04:00:00Z", "2", "2026-11-21T02:00:00Z", 3,
+        "oor", "2026-11-22T00:00:00Z", 5, 3, "4", "2026-11-21T04:00:00Z", "2", "2026-11-21T02:00:00Z", 3,
         "2026-11-21T01:00:00Z",
     )  # fmt: skip
     assert site("oor", "t", []) == Site("oor", "t", 0, 0, None, None, None, None, 0, None)
     data = json.dumps(dump_site(found)).encode()
     assert parse_site(data) == found
     for wrong in (b"", b"{}", data.replace(b"oor", b"oos"), data.replace(b'"schema": 1', b'"schema": 2')):
-        with pytest.raises(Invalid):
+        with pytest.raises(Invalid) as caught:
             parse_site(wrong)
+        assert [problem.code for problem in caught.value.problems] == ["EMPTY" if not wrong else "UNREADABLE"]
 
 
 def test_lag() -> None:
     fresh = site("oor", "2026-11-22T00:00:00Z", [])
+    assert lag_problems(fresh, NOW, 0.5) == []
     assert lag_problems(fresh, NOW + 60, 60) == []
     assert [problem.code for problem in lag_problems(fresh, NOW + 61, 60)] == ["UNSEEN"]
     assert [problem.code for problem in lag_problems(None, NOW, 60)] == ["NOT_REPLICATED"]
