@@ -57,3 +57,31 @@ def decide_all(tmp_path):
 def decide(decide_all):
     """The same for one set of inputs."""
     return lambda role, inputs, *wanted: decide_all(role, [inputs], *wanted)[0]
+
+
+@pytest.fixture
+def play_store(tmp_path):
+    """Run a playbook of the collection on a store of this machine; its output. Variables are those of the inventory."""
+
+    def play(playbook, *more, **variables):
+        collections = tmp_path / "collections" / "ansible_collections" / "kmsops"
+        if not collections.exists():
+            collections.mkdir(parents=True)
+            (collections / "fortanix_dsm").symlink_to(ROLES.parent)
+        store = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, **variables}
+        inventory = tmp_path / "inventory.yml"
+        inventory.write_text(yaml.safe_dump({"dsm_store": {"hosts": {"store1": store}}}), encoding="utf-8")
+        environ = {
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(collections.parents[1]),
+            "ANSIBLE_HOME": str(tmp_path / "home"),
+            "ANSIBLE_NOCOLOR": "1",
+            "LC_ALL": "C.UTF-8",
+        }
+        command = [str(pathlib.Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory), *more]
+        done = subprocess.run(
+            [*command, f"kmsops.fortanix_dsm.{playbook}"], capture_output=True, text=True, env=environ, check=False
+        )
+        return done.stdout + done.stderr
+
+    return play

@@ -7,6 +7,8 @@ from __future__ import annotations
 import base64
 import hashlib
 
+from many_backups import Filler
+
 ONE = {"path": "backup_7.tar.gz", "size": 7, "mtime": 1700000000}
 TREE = [{"path": "n1/Data.db", "size": 8, "mtime": 1700000001}, {"path": "n2/Data.db", "size": 9, "mtime": 1700000002}]
 LANDING = {"name": "landing", "address": "192.0.2.50", "user": "dsmbackup", "path": "/b/*"}
@@ -200,3 +202,26 @@ def test_a_bundle_is_made_when_it_must_be_and_never_in_the_clear(decide_all):
         found[name] = (codes, answer["__backup_parts_current"] if BUNDLES[name][2] is not None else None)
     assert found == {name: (codes, current) for name, (_changes, codes, current) in BUNDLES.items()}
     assert answers[0]["__backup_parts_recipient_files"] == [f"/var/lib/kmsops/escrow/{sha256(CERTIFICATE)[:16]}.pem"]
+
+
+def test_verification_judges_by_all_that_the_inventory_says(tmp_path, play_store):
+    filler = Filler(tmp_path / "store", 48)  # the newest is two days old
+    filler.publish(files=[("backup.bin", b"0123456789")])
+    filler.publish(files=[("backup.bin", b"01")])
+    filler.close()
+    metrics = tmp_path / "dsm.prom"
+    wrong = {
+        "dsm_verify_slice": "auto/2",
+        "dsm_backup_schedule": "0 * * * *",
+        "dsm_backup_grace": 0,
+        "dsm_backup_max_age": 1,
+        "dsm_backup_min_ratio": 0.9,
+        "dsm_backup_provenance": "by_template",
+        "dsm_required_parts": ["config", "secrets"],
+        "dsm_store_metrics": str(metrics),
+    }
+    codes = ["LATE", "STALE", "SHRUNK", "PROVENANCE", "INCOMPLETE"]
+    told = play_store("verify_backups", "-v", dsm_store_path=str(tmp_path / "store"), dsm_accept=codes, **wrong)
+    assert [code for code in codes if f'"code": "{code}"' not in told] == [], told
+    assert "failed=0" in told and "changed=0" in told, told
+    assert "kmsops_dsm_store_verified_copies" in metrics.read_text(encoding="utf-8")
