@@ -158,6 +158,8 @@ class SftpSession:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        #: what its clock said, and when (``time.monotonic``): asking costs a shell there
+        self._clock: tuple[float | None, float] | None = None
         self._sftp: Sftp = self._guarded(connection.open_sftp, close=True)
 
     def _guarded(self, call: t.Callable[..., t.Any], *arguments: t.Any, close: bool = False) -> t.Any:
@@ -199,7 +201,12 @@ class SftpSession:
         return b"".join(pieces)
 
     def clock(self) -> float | None:
-        return self._connection.clock()
+        if self._clock is None:
+            said = self._connection.clock()
+            self._clock = (said, time.monotonic())
+        said, then = self._clock
+        # Never ahead of what it would say now: the answer took its time, and was in whole seconds.
+        return None if said is None else said + time.monotonic() - then
 
     def close(self) -> None:
         self._connection.close()

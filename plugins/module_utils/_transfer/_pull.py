@@ -66,6 +66,7 @@ class TransferPlan:
     ``directory`` receives the files, ``journal`` (a file) remembers the ranges that landed. ``rate_limit`` in bytes a
     second, 0: none. ``workers`` is the upper bound of connections. With ``push`` the files are in ``directory`` and go
     to the endpoint (``Item.source`` is their path there, in directories that exist), and nothing is journalled.
+    ``known``: paths of files whose hash the caller has from the source, and compares with that of what landed.
     """
 
     endpoint: Endpoint
@@ -76,6 +77,7 @@ class TransferPlan:
     rate_limit: float = 0.0
     attempts: int = _policy.ATTEMPTS
     push: bool = False
+    known: frozenset[str] = frozenset()
 
     @property
     def bytes(self) -> int:
@@ -161,7 +163,8 @@ class _WholeHash:
     """Hashes files from their first byte to their last, as far as they have landed without a gap.
 
     The bytes are read back from what was written (they are still in memory), and each range is compared with what its
-    worker hashed as it came: a bit that flips in between is found.
+    worker hashed as it came: a bit that flips in between is found. Where the hash of the whole file is known from the
+    source, that finds it as well, and more; then its ranges are not hashed here.
     """
 
     def __init__(self, transfer: TransferPlan, plan: Plan) -> None:
@@ -207,15 +210,16 @@ class _WholeHash:
 
     def _range(self, item: Item, end: int, sha256: str) -> None:
         self._open(item)
-        part = hashlib.sha256()
+        part = None if item.path in self._transfer.known else hashlib.sha256()
         while self._at < end:
             piece = os.pread(self._descriptor, min(1 << 20, end - self._at), self._at)
             if not piece:
                 break
             self._hash.update(piece)
-            part.update(piece)
+            if part is not None:
+                part.update(piece)
             self._at += len(piece)
-        if part.hexdigest() != sha256:
+        if self._at < end or (part is not None and part.hexdigest() != sha256):
             raise Refused(
                 f"{item.path}: bytes before {end} are not those that arrived: they were damaged in memory or on the "
                 "disk of this host.",
@@ -252,6 +256,8 @@ class _Transfer:
         self.begun: dict[int, float] = {}
         self.received = 0
         self.doubled = 0
+        #: when the first connection was up
+        self.up = 0.0
         limit = max(1, min(transfer.workers, len(pool.alive)))
         self.growth = _policy.Growth(limit, _policy.first_workers(limit, transfer.bytes), os.cpu_count() or 1)
 
@@ -397,9 +403,14 @@ class _Transfer:
     def _slow(self, member: Member) -> Range | None:
         """Nothing is open: a range that another worker has had for much longer than this one would need."""
         now = time.monotonic()
-        rate = self.lines[member.number].rate
+        line = self.lines[member.number]
+        if not line.rate:
+            # All that it had came before its speed was looked at twice.
+            line.rate = self.report.bytes / max(0.01, now - self.up)
         slow = {
-            item.number for item in self.plan.lent if _policy.slow(now - self.begun[item.number], item.length, rate)
+            item.number
+            for item in self.plan.lent
+            if _policy.slow(now - self.begun[item.number], item.length, line.rate)
         }
         return self.plan.double(member.number, slow)
 
@@ -443,6 +454,7 @@ class _Transfer:
                 self._alive(member, line, message)
             elif isinstance(message, Connected):
                 line.connected = True
+                self.up = self.up or time.monotonic()
                 up = sum(other.connected for other in self.lines.values())
                 self.report.workers = max(self.report.workers, up)
                 if up == len(self.lines):

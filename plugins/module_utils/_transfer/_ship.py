@@ -271,6 +271,7 @@ class _Run:
 
     def _acceptable(self, session: Session, source: Source, units: list[Unit], deadline: float) -> list[_Job]:
         """Leave out what is already stored; refuse what is empty, odd or still growing."""
+        looked = time.monotonic()
         host = source.endpoint.host
         units = [unit for unit in units if unit.key(host) in self.known or unit.key(host) not in self.pruned]
         stored = [unit for unit in units if unit.key(host) in self.known]
@@ -286,7 +287,9 @@ class _Run:
         for unit in good:
             soft = self._refuse(source, unit)
             if soft is not None:
-                jobs.append(_Job(source, unit, skew, None, "unknown", soft))
+                at_once = any(unit is first for first in fresh)
+                seen = looked if at_once else time.monotonic()
+                jobs.append(_Job(source, unit, skew, None, "unknown", soft, seen=seen))
         return jobs
 
     def _refuse(self, source: Source, unit: Unit) -> list[str] | None:
@@ -521,6 +524,7 @@ class _Run:
             journal=os.path.join(incoming, "journal.jsonl"),
             workers=self.request.workers,
             rate_limit=self.request.rate_limit,
+            known=frozenset(item.path for item in job.unit.items if item.source in job.source.hashes),
         )
 
         lines = Lines(job.unit.name, self.request.say)

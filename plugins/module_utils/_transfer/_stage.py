@@ -30,7 +30,7 @@ from ._pull import TransferPlan, TransferReport, pull
 from ._sftp import Attributes, EndOfFile, ProtocolError, Sftp
 from ._ship import describe
 from ._ssh import SshTarget, connect
-from ._store import ClusterStore
+from ._store import Checkpoint, ClusterStore, no_checkpoint
 
 _PIECE = 1 << 20
 
@@ -49,6 +49,7 @@ class StageRequest:
     workers: int = 8
     rate_limit: float = 0.0
     say: t.Callable[[str], None] = lambda _line: None
+    checkpoint: Checkpoint = no_checkpoint
 
 
 @dataclass
@@ -204,12 +205,24 @@ class _Push:
         )
 
     def send(self, pool: Pool) -> TransferReport:
-        """Push into a hidden directory, rename it when everything is there."""
+        """Push into a hidden directory, rename it when everything is there.
+
+        What a run that died left there is not believed and not looked at: reading it back would take as long as
+        sending it again.
+        """
+        at = self.request.checkpoint
         items = tuple(self._item(entry) for entry in self.manifest.files)
         self._make(self.request.path)
         self._remove(self.partial)
         self.sftp.mkdir(self.partial)
         self.sftp.mkdir(posixpath.join(self.partial, "data"))
+        at("directory made")
+        lines = Lines(f"{self.manifest.id} to {self.request.target.label}", self.request.say)
+
+        def progress(done: int, total: int, workers: int) -> None:
+            lines(done, total, workers)
+            at("range landed")
+
         made = {""}
         try:
             for item in items:
@@ -226,13 +239,15 @@ class _Push:
                     rate_limit=self.request.rate_limit,
                     push=True,
                 ),
-                Lines(f"{self.manifest.id} to {self.request.target.label}", self.request.say),
+                progress,
                 pool,
             )
+            at("pushed")
             for entry in self.manifest.files:
                 if report.sha256[entry.path] != entry.sha256:
                     raise self._damaged(entry)
             self._write(posixpath.join(self.partial, "manifest.json"), [self.document])
+            at("manifest written")
         except (DsmError, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.EIO:
                 raise
@@ -242,7 +257,9 @@ class _Push:
                 raise full from None
             raise
         self._remove(self.target)
+        at("old one removed")
         self.sftp.rename(self.partial, self.target)
+        at("renamed")
         return report
 
     def _filled_up(self) -> Refused | None:

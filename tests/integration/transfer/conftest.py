@@ -5,11 +5,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import SSHD, Proxy, Site, Sshd
+
+
+def pytest_exception_interact(call: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
+    """A refusal that no test expected is shown with all its reasons."""
+    reasons = getattr(call.excinfo.value, "reasons", ()) if call.excinfo else ()
+    if reasons and isinstance(report, pytest.TestReport):
+        report.sections.append(("reasons", "\n".join(str(reason) for reason in reasons)))
 
 
 @pytest.fixture(scope="session")

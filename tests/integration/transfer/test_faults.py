@@ -454,11 +454,14 @@ def test_f10_a_bit_that_flips_before_anything_was_hashed_shows_against_the_hash_
     assert [item.source["hash"] for item in site.published().values()] == ["sha256"]
 
 
+@pytest.mark.parametrize(("hashed", "code"), [(False, "DAMAGED"), (True, "SOURCE_HASH")])
 def test_f10_a_bit_that_flips_between_landing_and_publishing(
-    site: Site, small_ranges: None, monkeypatch: pytest.MonkeyPatch
+    site: Site, small_ranges: None, monkeypatch: pytest.MonkeyPatch, hashed: bool, code: str
 ) -> None:
     """A range was right when it came; what is then read back for the hash of the whole is not."""
     path = big(site)
+    hashes = {str(path): hashlib.sha256(path.read_bytes()).hexdigest()} if hashed else {}
+    source = [site.sshd.login(path=f"{site.source}/*", hashes=hashes)]
     damaged: list[int] = []
     expect = _pull._WholeHash.expect
 
@@ -475,10 +478,10 @@ def test_f10_a_bit_that_flips_between_landing_and_publishing(
 
     monkeypatch.setattr(_pull._WholeHash, "expect", flip)
     with pytest.raises(DsmError) as caught:
-        site.run()
-    assert damaged and [reason.code for reason in caught.value.reasons] == ["DAMAGED"]
+        site.run(sources=source)
+    assert damaged and [reason.code for reason in caught.value.reasons] == [code]
     assert not site.published() and not site.incoming
-    assert site.run().backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert site.run(sources=source).backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # -- death ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,220 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Room that ends at any byte, deaths on the way to the node, and what a slow connection costs.
+
+Numbers are those of the project's list of failure modes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _policy, _pull, _ranges
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._request import stage_request
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._stage import StageResult, stage
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
+from ansible_collections.kmsops.fortanix_dsm.plugins.modules import backup_ship
+from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import (
+    FINGERPRINT,
+    PATIENCE,
+    Proxy,
+    Site,
+    tree,
+)
+
+MEBI = 1 << 20
+PAGE = 4096
+RANGE = 64 << 10
+
+
+@pytest.fixture(autouse=True)
+def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small backup is moved like a large one."""
+    monkeypatch.setattr(_ranges, "SMALLEST", RANGE)
+    monkeypatch.setattr(_ranges, "BIGGEST", RANGE)
+    monkeypatch.setattr(_policy, "WORTH", RANGE)
+
+
+def delivered(site: Site, name: str, size: int, age: float = 600) -> Path:
+    path = site.source / name
+    path.write_bytes(random.Random(name).randbytes(size))
+    site.at(path, age)
+    return path
+
+
+# -- room ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resize(site: Site) -> Iterator[Callable[[int], None]]:
+    """The store is a file system of its own; sets how many bytes there are beside those that are taken."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(site.store)], check=True)
+
+    def to(free: int) -> None:
+        now = os.statvfs(site.store)
+        size = (now.f_blocks - now.f_bfree) * now.f_frsize + free
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(site.store)], check=True)
+
+    yield to
+    subprocess.run(["umount", str(site.store)], check=False, capture_output=True)
+
+
+@pytest.mark.parametrize(("where", "least", "most"), [("before", 0, 7), ("data", 7, 128), ("end", 128, 137)])
+def test_f13_room_ends_at_any_byte(
+    site: Site,
+    resize: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    least: int,
+    most: int,
+) -> None:
+    """Whatever is being written when the last page is gone: what was published before is as it was, and the next run,
+    with room, ends well. Somebody else took the room, after it had been looked at."""
+    source = [{"path": f"{site.source}/*"}]
+    delivered(site, "first", 50_000)
+    site.run(sources=source, quiet=0)
+    monkeypatch.setattr(ClusterStore, "free", lambda _store: (1 << 40, 1 << 20))
+    choose = random.Random(where)
+    refused = 0
+    for number in range(6):
+        before = site.published()
+        path = delivered(site, f"next {number}", MEBI // 2)
+        resize(choose.randrange(least, most) * PAGE)
+        try:
+            site.run(sources=source, quiet=0, run_id=f"run-{number}")
+        except DsmError as error:
+            refused += 1
+            assert {reason.code for reason in error.reasons} | {error.code} == {"STORE_FULL"}, error
+            assert all(reason.remedy for reason in error.reasons or [error])
+        after = site.published()
+        assert before.items() <= after.items()
+        for name, manifest in after.items():
+            for entry in manifest.files:
+                found = (site.cluster / "backups" / name / "data" / entry.path).read_bytes()
+                assert hashlib.sha256(found).hexdigest() == entry.sha256
+        resize(8 * MEBI)
+        result = site.run(sources=source, quiet=0, run_id=f"again-{number}")
+        assert len(site.published()) == 2 + number and not site.incoming
+        assert result.backups[-1]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert not ClusterStore.require(str(site.store), fingerprint=FINGERPRINT).ledger.chain().problems
+    assert refused == 6 or (where == "end" and refused), "there was room"
+
+
+def test_f13_the_next_backup_is_thought_of(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits is taken, since a copy is worth more than room; that the next one will not fit is said now."""
+    path = delivered(site, "now", 100_000)
+    for free, said in ((220_000, False), (209_000, True)):
+        monkeypatch.setattr(ClusterStore, "free", lambda _store, free=free: (free, 100))
+        site.run(sources=[{"path": f"{site.source}/*"}], quiet=0)
+        notes = site.run(sources=[{"path": f"{site.source}/*"}], quiet=0).notes
+        assert not notes, "nothing came, so nothing has changed"
+        site.at(path, 500 - said)
+        notes = site.run(sources=[{"path": f"{site.source}/*"}], quiet=0).notes
+        assert any("the next backup of 100000 bytes will not fit" in note for note in notes) is said
+    assert len(site.published()) == 3
+
+
+# -- to the node -----------------------------------------------------------------------------------------------------
+
+
+def pushed(site: Site, target: Path, checkpoint: Callable[[str], None] = lambda _step: None) -> StageResult:
+    defaults = {name: spec.get("default") for name, spec in backup_ship.argument_spec().items()}
+    push = {name: spec.get("default") for name, spec in backup_ship.login_spec().items()}
+    push.update(site.sshd.login(path=str(target)))
+    options: dict[str, Any] = {
+        **defaults,
+        "store": str(site.store),
+        "cluster_id": FINGERPRINT[:16],
+        "id": "newest",
+        "sources": [],
+        "push": push,
+        "workers": 2,
+    }
+    return stage(dataclasses.replace(stage_request(options), checkpoint=checkpoint), False)
+
+
+STEPS = ["directory made", "range landed", "pushed", "manifest written", "old one removed", "renamed"]
+
+
+def test_f09_killed_at_every_step_on_the_way_to_the_node(site: Site, tmp_path: Path) -> None:
+    """Under the backup's name there is what was there before, or nothing, or all of it; and the next run ends well."""
+    delivered(site, "backup.bin", MEBI)
+    site.run(sources=[{"path": f"{site.source}/*"}], quiet=0)
+    target = tmp_path / "node"
+    (name,) = site.published()
+    whole = tree(site.cluster / "backups" / name)
+    old = None
+    for step in STEPS:
+        child = os.fork()
+        if child == 0:
+            try:
+                pushed(site, target, lambda at, last=step: os.kill(os.getpid(), signal.SIGKILL) if at == last else None)
+            finally:
+                os._exit(0)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the step was never reached"
+        there = tree(target / name) if (target / name).exists() else None
+        assert there == {"old one removed": None, "renamed": whole}.get(step, old)
+        result = pushed(site, target)
+        assert result.changed == (step != "renamed")
+        assert tree(target / name) == whole and [path.name for path in target.iterdir()] == [name]
+        # For the next step there is something else in the way.
+        (target / name / "manifest.json").write_bytes(b"{}")
+        old = tree(target / name)
+
+
+# -- slow ----------------------------------------------------------------------------------------------------------
+
+
+def test_f11_a_connection_that_stands_still_costs_few_ranges_twice(
+    site: Site, proxy: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one fetches some of what it holds once more, and no more than that: lossy links are full already."""
+    path = delivered(site, "backup.bin", 3 * MEBI)
+    feed = _pull._Transfer._feed
+
+    def together(transfer: _pull._Transfer, member: Any) -> None:
+        if transfer.report.workers >= 2:
+            feed(transfer, member)
+
+    monkeypatch.setattr(_pull._Transfer, "_feed", together)
+    go_on, lock = threading.Event(), threading.Lock()
+    slow: list[int] = []
+
+    def treat(seen: int, data: bytes) -> bytes:
+        # Whichever carries data first.
+        with lock:
+            if not slow and seen > 20_000:
+                slow.append(threading.get_ident())
+        if threading.get_ident() in slow:
+            go_on.wait(PATIENCE)
+        return data
+
+    through = proxy(site.sshd.port, treat)
+    hosts = site.sshd.directory / f"known_hosts_{through.port}"
+    hosts.write_text(site.sshd.pinned(through.port))
+    landed: list[str] = []
+    most = _pull.DOUBLED * 2
+
+    def step(name: str) -> None:
+        landed.append(name)
+        if landed.count("range landed") == 48 - _pull.RANGES_AHEAD + most:
+            go_on.set()
+
+    source = site.sshd.login(path=f"{site.source}/*", port=through.port, known_hosts=str(hosts))
+    result = site.run(checkpoint=step, sources=[source], workers=2)
+    assert go_on.is_set(), "the other one did not help"
+    assert result.report.resent == most * RANGE
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
