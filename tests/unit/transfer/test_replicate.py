@@ -24,7 +24,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _replicate, _store
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._other import Site
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._other import Site, remember
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._parts import adopt, bundles, put, states
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pull import (
@@ -377,6 +377,12 @@ def test_freshness_of_both_sites_is_told(stores: Stores, quick: None) -> None:
     assert here["newest"] == other["newest"] == here["newest_verified"] == ids[1]
     assert (other["newest_verified"], other["verified"], other["copies"], other["missing"]) == (ids[0], 1, 2, 0)
     assert not verify(stores.store(), VerifyRequest(max_lag=60.0)).reasons
+    (told,) = verify(stores.store(), VerifyRequest(newest=True)).verdicts
+    assert verify(stores.store(), VerifyRequest(ids=[told.id])).sites[1] == other
+    then = "2026-01-01T00:00:00Z"
+    remember(stores.store(), replication.site("elsewhere", then, [], [replication.Copy("x", then, "ok")]))
+    behind = verify(stores.store(), VerifyRequest(max_lag=60.0)).reasons
+    assert [(reason.code, reason.hard) for reason in behind] == [("UNSEEN", False), ("BEHIND", False)]
     path = stores.second / CLUSTER / "other.json"
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"elsewhere", b"elsewherf"))
