@@ -43,7 +43,7 @@ def pack(root: str, paths: list[str], archive: str) -> None:
             entry = tarfile.TarInfo(path)
             with open(os.path.join(root, path), "rb") as file:
                 entry.size = os.fstat(file.fileno()).st_size
-                entry.mode = 0o644
+                entry.mode, entry.mtime = 0o644, 946684800  # some time that every archive can name
                 tar.addfile(entry, file)
 
 
