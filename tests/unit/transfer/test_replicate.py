@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from many_backups import CLUSTER, FINGERPRINT, Filler, golden
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, ledger, replication
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _replicate, _store
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _replicate, _store, _verify
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._other import Site, remember
@@ -474,7 +475,7 @@ def test_a_copy_that_is_being_read_is_exchanged_at_the_next_run(stores: Stores) 
     assert stores.verdicts() == {name: "ok"} and (done.report.bytes, done.report.reused) == (0, 10)
 
 
-@pytest.mark.parametrize("where", ["on the way", "on the disk"])
+@pytest.mark.parametrize("where", ["on the way", "on the disk", "beside them", "nowhere to be found", "not given back"])
 def test_bytes_that_are_damaged_never_count(
     stores: Stores, quick: None, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -485,12 +486,21 @@ def test_bytes_that_are_damaged_never_count(
         report = copy(plan, progress, pool)
         if where == "on the way":
             report.sha256 = dict.fromkeys(report.sha256, "0" * 64)
-        else:
+        elif where == "on the disk":
             (Path(plan.directory) / plan.items[0].path).write_bytes(b"9876543210")
+        elif where == "beside them":
+            (Path(plan.directory) / "more").write_bytes(b"")
+        elif where == "nowhere to be found":
+            (Path(plan.directory) / plan.items[0].path).unlink()
         return report
 
+    def broken_disk(*_arguments: Any) -> None:
+        if where == "not given back":
+            raise OSError(errno.EIO, "the disk is broken")
+
     monkeypatch.setattr(_replicate, "pull", damaging)
-    assert codes(stores.refused()) == [{"on the way": "OTHER_CORRUPT", "on the disk": "DAMAGED"}[where]]
+    monkeypatch.setattr(_verify.os, "posix_fadvise", broken_disk)
+    assert codes(stores.refused()) == ["OTHER_CORRUPT" if where == "on the way" else "DAMAGED"]
     assert stores.verdicts() == {} and stores.store().incoming() == []
 
 
