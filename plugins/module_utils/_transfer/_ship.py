@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import time
 import typing as t
 from dataclasses import dataclass, field, replace
@@ -25,11 +26,11 @@ from . import _structure
 from ._changed import changed
 from ._discover import LOOK_AGAIN, Source, Unit, discover, settle, tidy
 from ._endpoint import LocalEndpoint, Session, check_local
-from ._policy import first_workers
+from ._policy import first_workers, pause
 from ._pool import Pool
 from ._progress import Lines
 from ._pull import TRANSIENT, TransferPlan, TransferReport, pull, store_full
-from ._ssh import require_python
+from ._ssh import ConnectionLost, require_python
 from ._store import (
     Checkpoint,
     ClusterStore,
@@ -43,6 +44,8 @@ from ._store import (
     write_atomically,
 )
 
+#: How often it is tried to look at a source over a connection that then breaks.
+LOOKS = 3
 #: Clocks further apart than this (s) cannot say which backup is younger than an event elsewhere.
 MAX_SKEW = 300
 
@@ -234,11 +237,9 @@ class _Run:
         total = 0
         for number, source in enumerate(self.request.sources):
             try:
-                session = source.endpoint.connect()
-                self.sessions[number] = session
-                units = self._wait_for_units(session, source, deadline)
-                total += len(units)
-                jobs.extend(self._acceptable(session, source, units, deadline))
+                found, wanted = self._look(number, source, deadline)
+                total += found
+                jobs.extend(wanted)
             except DsmError as error:
                 self.result.reasons.append(tidy(error, source))
         if not total and not self.result.reasons:
@@ -252,6 +253,23 @@ class _Run:
         jobs.sort(key=lambda job: (job.unit.newest, job.unit.name))
         self._claim(jobs)
         return jobs
+
+    def _look(self, number: int, source: Source, deadline: float) -> tuple[int, list[_Job]]:
+        """How many backups a source has, and those to bring home; a connection that breaks is built again."""
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                session = source.endpoint.connect()
+                if number in self.sessions:
+                    self.sessions[number].close()
+                self.sessions[number] = session
+                units = self._wait_for_units(session, source, deadline)
+                return len(units), self._acceptable(session, source, units, deadline)
+            except ConnectionLost:
+                if attempt == LOOKS:
+                    raise
+            time.sleep(pause(attempt, random.random()))
 
     def _fresh(self, unit: Unit) -> bool:
         """Whether all of a unit was written after the snapshot that was announced had started."""

@@ -233,12 +233,16 @@ class Worker:
 
     def _take(self, ranges: t.Iterable[tuple[Range, Item]]) -> None:
         job = self._having_job()
+        begun = []
         for part, item in ranges:
             if part.sha256:
                 self._checks.append((part, item))
                 continue
             landing = Landing(part.number, part.file, part.offset, part.length, os.path.join(job.directory, item.path))
             self._landings[part.number] = (landing, item)
+            begun.append((landing, item))
+        # All are noted first: the connection may be found dead at any of them, and the next one is offered them all.
+        for landing, item in begun:
             if self._reader is not None:
                 self._reader.offer(landing, item.source, item.attributes)
 
@@ -257,7 +261,11 @@ class Worker:
         self._checks.clear()
         self._connect_at = None
         if self._reader is not None:
-            self._reader.close_files()
+            try:
+                self._reader.close_files()
+            except (EOFError, OSError):
+                # The connection was lost when there was nothing more to get.
+                self._drop()
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1

@@ -245,6 +245,8 @@ class Proxy:
             except OSError:
                 client.close()
                 continue
+            # It waits as long as the two ends do.
+            server.settimeout(None)
             self.connections += 1
             self.sockets += [client, server]
             threading.Thread(target=self._pump, args=(client, server, None), daemon=True).start()
@@ -266,6 +268,12 @@ class Proxy:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
+
+    def cut(self) -> None:
+        """All connections that are there now end at once."""
+        for sock in self.sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self.listener.close()

@@ -723,7 +723,7 @@ def test_f13_what_an_unfinished_transfer_has_not_written_yet_is_not_counted_as_r
     assert site.run().report.reused >= 3 * RANGE
 
 
-@pytest.mark.parametrize("offset", [1, 65_537, 700_000, 1_500_000, 2_999_999])
+@pytest.mark.parametrize("offset", [1, 1_500_000, 2_999_999])
 def test_f13_the_disk_fills_up_while_bytes_land(
     site: Site, tiny: Callable[[int], None], offset: int, small_ranges: None
 ) -> None:

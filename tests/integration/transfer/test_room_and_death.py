@@ -20,7 +20,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _policy, _pull, _ranges
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _policy, _pool, _pull, _ranges, _ship
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._request import stage_request
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._stage import StageResult, stage
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
@@ -175,6 +175,70 @@ def test_f09_killed_at_every_step_on_the_way_to_the_node(site: Site, tmp_path: P
         old = tree(target / name)
 
 
+# -- the link ------------------------------------------------------------------------------------------------------
+
+
+def through(site: Site, link: Proxy) -> dict[str, Any]:
+    """The source of a site, seen through a proxy."""
+    hosts = site.sshd.directory / f"known_hosts_{link.port}"
+    hosts.write_text(site.sshd.pinned(link.port))
+    return site.sshd.login(path=f"{site.source}/*", port=link.port, known_hosts=str(hosts))
+
+
+def test_f11_a_link_that_is_cut_while_the_source_is_looked_at(
+    site: Site, proxy: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice it is built again; a link that never lasts is told, and nothing was begun."""
+    delivered(site, "backup.bin", 100_000)
+    link = proxy(site.sshd.port, lambda _seen, data: data)
+    discover, looks = _ship.discover, 0
+
+    def look(*arguments: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks <= lost:
+            link.cut()
+        return discover(*arguments)
+
+    monkeypatch.setattr(_ship, "discover", look)
+    lost = 3
+    with pytest.raises(DsmError) as caught:
+        site.run(sources=[through(site, link)])
+    assert looks == 3 and [reason.code for reason in caught.value.reasons] == ["CONNECTION_LOST"]
+    assert not site.published() and not site.incoming
+    lost, looks = 2, 0
+    assert site.run(sources=[through(site, link)]).changed
+    assert looks == 4, "two that failed, one that did not, and the second look"
+
+
+def test_f11_all_connections_are_lost_when_the_last_byte_is_here(
+    site: Site, proxy: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker is lost with its connection, and the next backup comes as well, without waiting for anything."""
+    for name in ("one", "two"):
+        delivered(site, name, MEBI)
+    link = proxy(site.sshd.port, lambda _seen, data: data)
+    alive: list[int] = []
+    close = _pool.Pool.close
+
+    def closed(pool: _pool.Pool) -> None:
+        alive.append(len(pool.alive))
+        close(pool)
+
+    landed: list[str] = []
+
+    def step(name: str) -> None:
+        landed.append(name)
+        if name == "range landed" and landed.count(name) % (MEBI // RANGE) == 0:
+            link.cut()
+
+    monkeypatch.setattr(_pool.Pool, "close", closed)
+    result = site.run(checkpoint=step, sources=[through(site, link)], workers=2)
+    assert alive == [2] and result.report.notes == []
+    assert result.report.resent <= _pull.DOUBLED * 2 * RANGE
+    assert len(site.published()) == 2
+
+
 # -- slow ----------------------------------------------------------------------------------------------------------
 
 
@@ -202,9 +266,7 @@ def test_f11_a_connection_that_stands_still_costs_few_ranges_twice(
             go_on.wait(PATIENCE)
         return data
 
-    through = proxy(site.sshd.port, treat)
-    hosts = site.sshd.directory / f"known_hosts_{through.port}"
-    hosts.write_text(site.sshd.pinned(through.port))
+    link = proxy(site.sshd.port, treat)
     landed: list[str] = []
     most = _pull.DOUBLED * 2
 
@@ -213,8 +275,7 @@ def test_f11_a_connection_that_stands_still_costs_few_ranges_twice(
         if landed.count("range landed") == 48 - _pull.RANGES_AHEAD + most:
             go_on.set()
 
-    source = site.sshd.login(path=f"{site.source}/*", port=through.port, known_hosts=str(hosts))
-    result = site.run(checkpoint=step, sources=[source], workers=2)
+    result = site.run(checkpoint=step, sources=[through(site, link)], workers=2)
     assert go_on.is_set(), "the other one did not help"
     assert result.report.resent == most * RANGE
     assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
