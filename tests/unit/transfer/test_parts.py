@@ -51,7 +51,9 @@ def listed(filler: Filler, require: list[str]) -> list[tuple[bool, list[str]]]:
 
 
 def verified(filler: Filler, require: list[str]) -> list[str]:
-    return [reason.code for reason in verify(store_of(filler), VerifyRequest(require=require, newest=True)).reasons]
+    reasons = verify(store_of(filler), VerifyRequest(require=require, newest=True)).reasons
+    assert not any(reason.hard for reason in reasons)
+    return [reason.code for reason in reasons]
 
 
 def damage_document(directory: Path) -> None:
