@@ -71,7 +71,7 @@ def render(
         "dsm_open_service_steps": [
             {"name": "lead the service address", "argv": [str(command), "service-address", rehearsal_host]}
         ],
-        "dsm_backup_quiet": 3,
+        "dsm_backup_quiet": 1,
         "dsm_rehearsal_allowed": True,
         "dsm_rehearsal_host": rehearsal_host,
     }

@@ -83,6 +83,16 @@ def test_the_new_cluster_cannot_overwrite_production_backups(host):
             assert "/home/dsmbackup/backup" not in host.file(path).content_string, path
 
 
+def test_no_settings_of_any_member_name_where_production_delivered_to(host):
+    """On the DR node and one spare the operator had left production's file, on the other one without a destination."""
+    of(host, *NODES)
+    with host.sudo():
+        settings = host.file("/etc/dsm/config.yaml")
+        assert "10.66.1.50" not in settings.content_string
+        assert "10.66.9.50" in settings.content_string
+        assert settings.mode == 0o600
+
+
 def test_every_command_ran_as_often_as_it_had_to_and_no_more(host):
     """The join outlived its controller and was not repeated; create and load-database died once each."""
     of(host, "dr1")
