@@ -71,7 +71,8 @@ sanity: venv ## ansible-test sanity, without ignores
 
 integration: venv ## Transfers against a real sshd on this machine; the bench itself
 	@requirements/system openssh-server iproute2 procps gcc libc6-dev
-	$(BIN)/python -m pytest -q tests/integration
+	$(BIN)/python -m pytest -q -n 4 tests/integration/transfer
+	$(BIN)/python -m pytest -q tests/integration/bench
 
 compat: venv ## The same checks without a lab under the other supported releases of ansible-core (not part of test)
 	@tests/compat/run $(RELEASE)
