@@ -29,6 +29,8 @@ EXCLUDES = ("join", "reset", "restore")
 RUNS = "/var/lib/kmsops/runs"
 _RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _POLL = 2.0
+#: Seconds that a cluster gets to become whole after its command failed: a kubelet reports every ten [doc].
+_LAST_CHANCE = 15.0
 
 
 class Creating:
@@ -163,9 +165,8 @@ class Creating:
         timeout = self._params["timeout"]
         ended = self._shell.operations.start_or_attach(OPERATION, argv, timeout=timeout, excludes=EXCLUDES)
         try:
-            wait_until(
-                self._look, self._params["timeout"] if ended.rc == 0 else 30.0, _POLL, "the new cluster is whole"
-            )
+            patience = self._params["timeout"] if ended.rc == 0 else _LAST_CHANCE
+            wait_until(self._look, patience, _POLL, "the new cluster is whole")
         except TimedOut as error:
             raise CommandFailed(
                 f"sdkms-cluster create ended with exit code {ended.rc}, but there is no whole cluster: "
