@@ -93,8 +93,9 @@ def test_preflight_warns_where_one_disaster_takes_everything(decide):
 
 
 PLAN = ["join", "golden_backup", "remove", "reset", "set_aside"]
-GOLDEN = {"id": "1", "node": "dr1", "verdict": "ok", "sequence": 9}
-JOINED = {"dr1": {"version": "5.4", "sequence": 5}}
+JOIN, LATER = "2026-11-01T08:00:00Z", "2026-11-02T08:00:00Z"
+GOLDEN = {"id": "1", "node": "dr1", "verdict": "ok", "joined_at": JOIN}
+JOINED = {"dr1": {"version": "5.4", "joined_at": JOIN}}
 LEFT = {"dr1": {"kind": "set_aside"}}
 
 
@@ -113,14 +114,14 @@ DR_NODE_CASES = {
     "production was upgraded": (
         "none",
         False,
-        {"joins": {"dr1": {"version": "5.2", "sequence": 5}}, "golden": [GOLDEN], "removed": LEFT},
+        {"joins": {"dr1": {"version": "5.2", "joined_at": JOIN}}, "golden": [GOLDEN], "removed": LEFT},
         False,
         PLAN,
     ),
     "the golden backup is older than the last join": (
         "none",
         False,
-        {"joins": {"dr1": {"version": "5.4", "sequence": 12}}, "golden": [GOLDEN], "removed": LEFT},
+        {"joins": {"dr1": {"version": "5.4", "joined_at": LATER}}, "golden": [GOLDEN], "removed": LEFT},
         False,
         PLAN,
     ),
