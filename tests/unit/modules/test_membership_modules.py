@@ -954,6 +954,24 @@ def test_a_half_done_create_goes_on_under_the_same_run_only(make):
     assert result["changed"] and result["marker"]["fingerprint"] == world.fingerprint
 
 
+def test_a_create_that_failed_may_still_be_whole_after_a_heartbeat(make, monkeypatch):
+    """Its exit code is no verdict: what counts is the cluster, and a kubelet reports every ten seconds."""
+    world = make(ClusterCreate)
+    world.operations = FakeOperations(ends={"create": 1}, effect=world.effect)
+    world.answers[("kubectl", "get", "nodes")] = REFUSED
+    pass_time, slept = _cluster.time.sleep, []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        pass_time(seconds)
+        if sum(slept) >= 10:
+            world.answers[("kubectl", "get", "nodes")] = world._nodes
+
+    monkeypatch.setattr(_cluster.time, "sleep", sleep)
+    result = world.call().result
+    assert result["changed"] and result["marker"]["fingerprint"] == world.fingerprint
+
+
 def test_a_create_that_ended_while_nobody_looked_is_settled_and_not_repeated(make):
     world = make(ClusterCreate)
     world.call()
