@@ -225,6 +225,20 @@ def test_wrong_use_no_network_and_no_wheels(
     assert not list(tmp_path.rglob("*.whl"))
 
 
+def test_wheels_for_timers_come_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def pip(argv: list[str], **_options: object) -> subprocess.CompletedProcess[str]:
+        asked.append(" ".join(Path(argv[at + 1]).name for at, word in enumerate(argv) if word == "--requirement"))
+        Path(argv[-1]).mkdir(parents=True)
+        return subprocess.CompletedProcess(argv, 0)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(wheelhouse.subprocess, "run", pip)
+    assert wheelhouse.provide() == wheelhouse.provide() != wheelhouse.provide(wheelhouse.WITH_TIMERS)
+    assert asked == ["requirements.txt", "requirements.txt timers.txt"]
+
+
 # -- Python and ansible-core of the controller -------------------------------------------------------------------------
 
 
