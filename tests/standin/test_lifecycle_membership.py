@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from standin import agent, cluster_cli, kube, membership, node
+from standin import agent, cassandra, cluster_cli, faults, kube, membership, node
 from standin_pki import CFG
 
 TOKEN = "abcdef.0123456789abcdef"
@@ -316,3 +316,51 @@ def test_a_minute_fires_once_in_the_cluster() -> None:
     objects.conflict = True
     later = minute + dt.timedelta(hours=1)
     assert agent.claim(objects, "backup", "10 * * * *", later) is False  # type: ignore[arg-type]
+
+
+class Peers(kube.Cluster):
+    """A cluster that has these nodes, each time it is asked one list further."""
+
+    def __init__(self, *answers: dict[str, str | None]) -> None:
+        self.answers = list(answers)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return [
+            {"metadata": {"name": name, "labels": {"datacenter": label} if label else {}}}
+            for name, label in answer.items()
+        ]
+
+
+@pytest.fixture
+def label_window(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Knobs that are set; nothing waits in real time."""
+    knobs: dict[str, Any] = {}
+    monkeypatch.setattr(faults, "active", knobs.get)
+    monkeypatch.setattr(cluster_cli.time, "sleep", lambda seconds: None)
+    return knobs
+
+
+@pytest.mark.usefixtures("label_window")
+def test_a_database_waits_for_its_label_where_members_have_one() -> None:
+    peers = Peers({"dc1-n1": "dc1", "dr1": None}, {"dc1-n1": "dc1", "dr1": "oor"})
+    assert cluster_cli.await_label(peers, CFG, cluster_cli.time.monotonic()) == "oor"
+
+
+@pytest.mark.usefixtures("label_window")
+def test_a_database_waits_for_no_label_where_nobody_has_one() -> None:
+    peers = Peers({"dc1-n1": None, "dr1": None}, {"dc1-n1": None, "dr1": "oor"})
+    assert cluster_cli.await_label(peers, CFG, cluster_cli.time.monotonic()) == cassandra.DEFAULT_DATACENTER
+
+
+def test_a_database_waits_where_the_knob_says_so(label_window: dict[str, Any]) -> None:
+    label_window["label-window"] = {"seconds": 180}
+    peers = Peers({"dc1-n1": None, "dr1": None}, {"dc1-n1": None, "dr1": "oor"})
+    assert cluster_cli.await_label(peers, CFG, cluster_cli.time.monotonic()) == "oor"
+
+
+@pytest.mark.usefixtures("label_window")
+def test_a_label_that_never_comes_is_not_waited_for_forever() -> None:
+    peers = Peers({"dc1-n1": "dc1", "dr1": None})
+    long_ago = cluster_cli.time.monotonic() - cluster_cli.LABEL_WINDOW_S
+    assert cluster_cli.await_label(peers, CFG, long_ago) == cassandra.DEFAULT_DATACENTER

@@ -96,7 +96,7 @@ class Agent:
         state = node.read_state()
         datacenter = state.get("datacenter")
         if cassandra.IGNORE_DC in options.split():
-            datacenter = cluster.datacenter_of(self.cfg.name) or datacenter
+            datacenter = cluster.datacenters().get(self.cfg.name) or datacenter
         if not node.is_member() or options == state.get("jvm_extra_opts", ""):
             return
         print(f"stand-in agent: database restarts with {options!r} in {datacenter}", flush=True)

@@ -355,13 +355,19 @@ def join_database(command: Command, peers: kube.Cluster, appeared: float) -> Non
 
 
 def await_label(peers: kube.Cluster, cfg: node.NodeConfig, appeared: float) -> str:
-    """Return the label ``datacenter`` of this node as soon as it has one, the default's name when it gets none."""
-    window = faults.number(faults.active("label-window") or {}, "seconds", LABEL_WINDOW_S)
+    """Return the label ``datacenter`` of this node as soon as it has one, the default's name when it gets none.
+
+    Where no member has a label nobody will give this one a label either, so only the knob makes it wait.
+    """
+    knob = faults.active("label-window")
+    window = faults.number(knob or {}, "seconds", LABEL_WINDOW_S)
     while True:
         with contextlib.suppress(OSError, kube.ApiError):
-            label = peers.datacenter_of(cfg.name)
-            if label:
-                return label
+            labels = peers.datacenters()
+            if labels.get(cfg.name):
+                return str(labels[cfg.name])
+            if knob is None and labels and not any(labels.values()):
+                return cassandra.DEFAULT_DATACENTER
         if time.monotonic() - appeared >= window:
             return cassandra.DEFAULT_DATACENTER
         time.sleep(0.2)

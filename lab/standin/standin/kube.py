@@ -181,11 +181,10 @@ class Cluster:
         query = f"?labelSelector={selector.replace('=', '%3D')}" if selector else ""
         return list(self.http.request("GET", f"/api/v1/namespaces/default/pods{query}")["items"])
 
-    def datacenter_of(self, name: str) -> str | None:
-        """Return the label ``datacenter`` of a node, None while it has none."""
-        found = self.get(f"/api/v1/nodes/{name}")
-        labels = (found or {}).get("metadata", {}).get("labels") or {}
-        return labels.get("datacenter")
+    def datacenters(self) -> dict[str, str | None]:
+        """Return the label ``datacenter`` of every node by name, None for a node that has none."""
+        objects = [item["metadata"] for item in self.nodes()]
+        return {metadata["name"]: (metadata.get("labels") or {}).get("datacenter") for metadata in objects}
 
     # -- config.yaml of the cluster -----------------------------------------------------------------------------------
     def read_config(self) -> str | None:
