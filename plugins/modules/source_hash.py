@@ -69,7 +69,7 @@ hashes:
   returned: success
   type: dict
   sample: {}
-skipped:
+unhashed:
   description: Files that got none, each with path, code and message.
   returned: success
   type: list
@@ -110,15 +110,15 @@ def body(shell: Shell) -> Outcome:
     ]
     if reasons:
         raise Refused("Nothing was read.", reasons[0].code, reasons=reasons)
-    hashes, skipped, done = {}, [], 0
+    hashes, unhashed, done = {}, [], 0
     for file in files:
         sha256, problem = sha256_of(file["path"], file["size"], file["mtime"])
         if problem is None:
             hashes[file["path"]] = sha256
             done += file["size"]
         else:
-            skipped.append({"path": file["path"], "code": problem.code, "message": problem.message})
-    return Outcome(False, hashes=hashes, skipped=skipped, bytes=done)
+            unhashed.append({"path": file["path"], "code": problem.code, "message": problem.message})
+    return Outcome(False, hashes=hashes, unhashed=unhashed, bytes=done)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ def hashed(*files: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """SHA-256 by path, and the code by path of what got none."""
     answer = run("source_hash", {"files": list(files)}, check=False, runner=FakeRunner(), operations=FakeOperations())
     assert not answer.failed and answer.result["changed"] is False, answer.text
-    return answer.result["hashes"], {one["path"]: one["code"] for one in answer.result["skipped"]}
+    return answer.result["hashes"], {one["path"]: one["code"] for one in answer.result["unhashed"]}
 
 
 def test_every_file_that_is_as_it_was_seen_has_its_hash(tmp_path: Path) -> None:

@@ -65,6 +65,44 @@ def test_hashes_reach_the_source_that_they_are_of_and_no_other(decide):
     ]
 
 
+HASHED = {"__backup_ship_host": LANDING, "hashes": {"/b/x": "0" * 64}}
+GONE = {"path": "/b/y", "code": "GONE", "message": "/b/y is not there any more"}
+SEEN = {"backups": [expected("/b/backup_7.tar.gz", [ONE])]}
+#: the look at the sources, what a managed source answered, and what has to be told of it
+UNHASHED = {
+    "every file was hashed": (SEEN, {**HASHED, "unhashed": []}, ""),
+    "one file was not": (SEEN, {**HASHED, "unhashed": [GONE]}, "left out 1 of 2 files (the first is GONE, /b/y is not"),
+    "nobody answers": (
+        SEEN,
+        {"__backup_ship_host": LANDING, "unreachable": True, "msg": "No route to host.\nmore"},
+        "is unreachable (No route to host.).",
+    ),
+    "the module failed": (SEEN, {"__backup_ship_host": LANDING, "msg": "no Python"}, "hashed nothing (no Python)"),
+    "it failed without a word": (SEEN, {"__backup_ship_host": LANDING}, "hashed nothing (no reason was given)"),
+    "there was nothing to hash": ({"backups": []}, None, ""),
+    "the look was refused": ({"msg": "GROWING"}, None, "was not asked, because the look at the sources was refused (GR"),
+    "it was refused for another": ({"msg": "EMPTY", "details": SEEN}, {**HASHED, "unhashed": []}, ""),
+}
+
+
+def test_a_source_that_gave_no_hash_is_told_with_the_reason(decide_all):
+    inputs = [
+        {
+            "__backup_ship_expected": look,
+            "__backup_ship_hashed": {"results": [] if answer is None else [answer]},
+            "backup_ship_sources": [LANDING, {"path": "/local/*"}],
+        }
+        for look, answer, _wanted in UNHASHED.values()
+    ]
+    answers = decide_all("backup_ship", inputs, "__backup_ship_unhashed_sentences")
+    for (name, (_look, _answer, wanted)), found in zip(UNHASHED.items(), answers):
+        sentences = found["__backup_ship_unhashed_sentences"]
+        assert len(sentences) == bool(wanted), name
+        for sentence in sentences:
+            assert sentence.startswith("NO_SOURCE_HASH: landing ") and wanted in sentence, name
+            assert ". What to do: " in sentence
+
+
 ALONE = {
     "whose it is was told before": ({"production_fingerprint": "f", "joins": {"dr1": {}}, "removed": {"dr1": {}}}, []),
     "nobody ever told": ({"production_fingerprint": None, "joins": {}, "removed": {}}, ["CLUSTER_UNKNOWN"]),
