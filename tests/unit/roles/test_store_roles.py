@@ -80,7 +80,7 @@ UNHASHED = {
     "the module failed": (SEEN, {"__backup_ship_host": LANDING, "msg": "no Python"}, "hashed nothing (no Python)"),
     "it failed without a word": (SEEN, {"__backup_ship_host": LANDING}, "hashed nothing (no reason was given)"),
     "there was nothing to hash": ({"backups": []}, None, ""),
-    "the look was refused": ({"msg": "GROWING"}, None, "was not asked, because the look at the sources was refused (GR"),
+    "the look was refused": ({"msg": "GROWING"}, None, "was not asked, because the look at the sources was refused"),
     "it was refused for another": ({"msg": "EMPTY", "details": SEEN}, {**HASHED, "unhashed": []}, ""),
 }
 
