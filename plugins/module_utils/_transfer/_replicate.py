@@ -50,8 +50,10 @@ from ._store import (
 from ._verify import read_back, remember_reads
 
 _REMEDIES = {
-    "BOTH_FAILED": "Ship it again while a source still has it; else it is lost. Neither copy was touched.",
-    "OTHER_CORRUPT": "Run backup_verify there, then repair it there or ship it again. Nothing of it is published here.",
+    "BOTH_FAILED": "Run backup_verify there. If it is good there, check the memory of both hosts, then run again. If not, "
+    "ship it again while a source still has it; else it is lost. Neither copy was touched.",
+    "OTHER_CORRUPT": "Run backup_verify there, then repair it there or ship it again. Nothing of it is published here. "
+    "If it is good there, check the memory of both hosts, then run again.",
     "OTHER_UNCLEAR": "Run backup_verify there. If its manifest is of a newer release, update the collection here.",
     "NO_OTHER_COPY": "Ship it again while a source still has it. It was not touched.",
     "DIVERGED": "Two stores were shipped into and gave one number to different backups. Nothing was touched. Keep "
@@ -408,6 +410,8 @@ class _Run:
                 journal=os.path.join(place, "journal.jsonl"),
                 workers=self.request.workers,
                 rate_limit=self.request.rate_limit,
+                # _judge compares every one of them with the manifest.
+                known=frozenset(entry.path for entry in manifest.files),
             )
             report = pull(plan, self._progress(step, lease), self.pool)
             self.result.report.add(report)

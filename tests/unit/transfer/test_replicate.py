@@ -22,7 +22,7 @@ from many_backups import CLUSTER, FINGERPRINT, Filler, golden
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, ledger, replication
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _replicate, _store, _verify
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pull, _replicate, _store, _verify
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._other import Site, remember
@@ -33,6 +33,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pul
     TransferPlan,
     TransferReport,
 )
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ranges import Range
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._replicate import (
     ReplicateRequest,
     ReplicateResult,
@@ -502,6 +503,29 @@ def test_bytes_that_are_damaged_never_count(
     monkeypatch.setattr(_verify.os, "posix_fadvise", broken_disk)
     assert codes(stores.refused()) == ["OTHER_CORRUPT" if where == "on the way" else "DAMAGED"]
     assert stores.verdicts() == {} and stores.store().incoming() == []
+
+
+def test_f10_a_byte_that_flips_after_its_range_was_hashed_is_refused(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranges are not hashed a second time here: the manifest of the other store is what finds it."""
+    (name,) = stores.fill("ok", sealed=(), files=(("a/x", b"1" * 99), ("b", b"2" * 7)))
+    landed: list[str] = []
+    expect = _pull._WholeHash.expect
+
+    def flip(whole: _pull._WholeHash, item: Range, sha256: str) -> None:
+        if whole._transfer.items[item.file].path == "b" and not landed:
+            landed.append(sha256)
+            (path,) = (stores.second / CLUSTER / "incoming").glob("*/data/b")
+            path.write_bytes(b"2222223")
+        expect(whole, item, sha256)
+
+    monkeypatch.setattr(_pull._WholeHash, "expect", flip)
+    error = stores.refused()
+    assert codes(error) == ["OTHER_CORRUPT"] and "b is not what was published" in str(error.reasons[0].message)
+    assert stores.verdicts() == {} and stores.store().incoming() == []
+    assert landed == [hashlib.sha256(b"2" * 7).hexdigest()], "it was right when it landed"
+    assert stores.run().changed and stores.verdicts() == {name: "ok"}
 
 
 def test_it_waits_for_whoever_works_on_the_store(stores: Stores) -> None:
