@@ -50,8 +50,8 @@ from ._store import (
 from ._verify import read_back, remember_reads
 
 _REMEDIES = {
-    "BOTH_FAILED": "Run backup_verify there. If it is good there, check the memory of both hosts, then run again. If not, "
-    "ship it again while a source still has it; else it is lost. Neither copy was touched.",
+    "BOTH_FAILED": "Run backup_verify there. If it is good there, check the memory of both hosts, then run again. If "
+    "not, ship it again while a source still has it; else it is lost. Neither copy was touched.",
     "OTHER_CORRUPT": "Run backup_verify there, then repair it there or ship it again. Nothing of it is published here. "
     "If it is good there, check the memory of both hosts, then run again.",
     "OTHER_UNCLEAR": "Run backup_verify there. If its manifest is of a newer release, update the collection here.",
