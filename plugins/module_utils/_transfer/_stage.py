@@ -33,6 +33,9 @@ from ._ssh import SshTarget, connect
 from ._store import Checkpoint, ClusterStore, no_checkpoint
 
 _PIECE = 1 << 20
+_PARTIAL = ".incoming"
+#: Longer (s) than any two clocks are apart, and than any pause of a run that lives.
+_GRACE = 604800.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,11 @@ def _staged(request: StageRequest, store: ClusterStore, backup_id: str, pool: Po
             result = StageResult(staged=push.described())
             if not push.there():
                 result.changed = True
-                push.check_room()
+                leftovers = push.leftovers()
+                if not check_mode:
+                    for path in leftovers:
+                        push.remove(path)
+                push.check_room(sum(leftovers.values()) if check_mode else 0)
                 if not check_mode:
                     result.report = push.send(pool)
             return result
@@ -130,7 +137,7 @@ class _Push:
         self.manifest = manifest
         self.source = store.data_path(manifest.id)
         self.target = posixpath.join(request.path, manifest.id)
-        self.partial = posixpath.join(request.path, f".{manifest.id}.incoming")
+        self.partial = posixpath.join(request.path, f".{manifest.id}{_PARTIAL}")
         self.document = manifests.dump(manifest)
 
     def described(self) -> dict[str, t.Any]:
@@ -182,8 +189,39 @@ class _Push:
             self.sftp.close(handle)
         return whole.hexdigest()
 
-    def check_room(self) -> None:
-        """Refuse before the first byte what does not fit with headroom (code NODE_FULL)."""
+    def leftovers(self) -> dict[str, int]:
+        """What runs that were killed left on the node, with its bytes: of this backup, and of others that nobody
+        touched for :data:`_GRACE` (F14).
+
+        Nothing of it is used. Whether it is right could be told only by reading it back, which costs the link as much
+        as sending it again: the SFTP of OpenSSH hashes nothing. The node is beside the store, so that is short.
+        """
+        found = {}
+        try:
+            entries = self.sftp.listdir(self.request.path)
+        except FileNotFoundError:
+            return {}
+        for name, attributes in entries:
+            backup_id = name[1 : -len(_PARTIAL)]
+            ours = name == f".{backup_id}{_PARTIAL}" and manifests.BACKUP_ID.match(backup_id)
+            if not ours or not stat.S_ISDIR(attributes.mode):
+                continue
+            path = posixpath.join(self.request.path, name)
+            files = list(self._attributes(path, attributes))
+            newest = max(item.mtime for item in files)
+            if path == self.partial or newest + _GRACE < time.time():
+                found[path] = sum(item.size for item in files if stat.S_ISREG(item.mode))
+        return found
+
+    def _attributes(self, path: str, attributes: Attributes) -> t.Iterator[Attributes]:
+        """Of something on the node and all that is below it."""
+        yield attributes
+        if stat.S_ISDIR(attributes.mode):
+            for name, below in self.sftp.listdir(path):
+                yield from self._attributes(posixpath.join(path, name), below)
+
+    def check_room(self, leaving: int) -> None:
+        """Refuse before the first byte what does not fit with headroom (code NODE_FULL); ``leaving`` bytes will go."""
         path = self.request.path
         while True:
             try:
@@ -194,7 +232,7 @@ class _Push:
                     return
                 path = posixpath.dirname(path)
         need = self.manifest.bytes * (1 + self.request.headroom)
-        if space is not None and (space.bytes < need or 0 < space.inodes < len(self.manifest.files)):
+        if space is not None and (space.bytes + leaving < need or 0 < space.inodes < len(self.manifest.files)):
             raise self._full(f"{need:.0f} bytes are needed, {space.bytes} are free")
 
     def _full(self, why: str) -> Refused:
@@ -205,15 +243,10 @@ class _Push:
         )
 
     def send(self, pool: Pool) -> TransferReport:
-        """Push into a hidden directory, rename it when everything is there.
-
-        What a run that died left there is not believed and not looked at: reading it back would take as long as
-        sending it again.
-        """
+        """Push into a hidden directory, rename it when everything is there."""
         at = self.request.checkpoint
         items = tuple(self._item(entry) for entry in self.manifest.files)
         self._make(self.request.path)
-        self._remove(self.partial)
         self.sftp.mkdir(self.partial)
         self.sftp.mkdir(posixpath.join(self.partial, "data"))
         at("directory made")
@@ -252,11 +285,11 @@ class _Push:
             if isinstance(error, OSError) and error.errno != errno.EIO:
                 raise
             full = self._filled_up()
-            self._remove(self.partial)
+            self.remove(self.partial)
             if full is not None:
                 raise full from None
             raise
-        self._remove(self.target)
+        self.remove(self.target)
         at("old one removed")
         self.sftp.rename(self.partial, self.target)
         at("renamed")
@@ -306,7 +339,7 @@ class _Push:
             self._make(posixpath.dirname(path))
             self.sftp.mkdir(path)
 
-    def _remove(self, path: str) -> None:
+    def remove(self, path: str) -> None:
         """Remove a directory that an earlier run made; a link in it is removed, not followed."""
         try:
             entries = self.sftp.listdir(path)
@@ -315,7 +348,7 @@ class _Push:
         for name, attributes in entries:
             below = posixpath.join(path, name)
             if stat.S_ISDIR(attributes.mode):
-                self._remove(below)
+                self.remove(below)
             else:
                 self.sftp.remove(below)
         self.sftp.rmdir(path)

@@ -982,6 +982,48 @@ def test_staging_killed_half_way_is_repeated(kept: Site) -> None:
     assert [path.name for path in target.iterdir()] == [middle(kept).name] and Path("/etc/passwd").exists()
 
 
+def test_f14_what_killed_stagings_left_on_the_node_goes_and_is_counted_as_room(
+    site: Site, tiny: Callable[[int], None], tmp_path: Path
+) -> None:
+    big(site)
+    store = tmp_path / "elsewhere"
+    store.mkdir()
+    (name,) = (item["id"] for item in site.ship(store=str(store)).backups)
+    tiny(5 * 1024)
+    target = site.store / "restore"
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_bytes(b"kept")
+    ids = {"own": name, "old": "00000007-20260101T000000Z", "young": "00000008-20260101T000000Z"}
+    for which, backup_id in ids.items():
+        data = target / f".{backup_id}.incoming" / "data"
+        data.mkdir(parents=True)
+        (data / "half").write_bytes(bytes(100_000 if which == "young" else 2_000_000))
+        if which == "old":
+            for path in (data / "half", data, data.parent):
+                os.utime(path, (1, 1))
+    strangers = [target / ".mine.incoming", target / "00000009-20260101T000000Z.incoming"]
+    for path in strangers:
+        path.mkdir()
+        os.utime(path, (1, 1))
+    # A link is nothing that a run has left.
+    (target / ".00000006-20260101T000000Z.incoming").symlink_to(outside)
+    before = tree(target)
+    args = {**staging(site, target), "store": str(store)}
+    planned = run_module("backup_ship", args, check=True)
+    assert planned.changed and tree(target) == before
+    done = run_module("backup_ship", args)
+    assert done.changed, done.output
+    left = {path.name for path in target.iterdir()}
+    assert left == {
+        name,
+        f".{ids['young']}.incoming",
+        ".00000006-20260101T000000Z.incoming",
+        *(path.name for path in strangers),
+    }
+    assert (outside / "kept").exists() and not run_module("backup_ship", args).changed
+
+
 def test_f14_leftovers_of_a_source_that_is_gone_are_cleared(site: Site, small_ranges: None) -> None:
     path = big(site)
     kill_at(site, "range landed", 3)
@@ -1033,7 +1075,7 @@ def test_f13_a_node_that_fills_up_while_bytes_land(
     shipped = site.ship(store=str(store))
     tiny(2048)
     args = {**staging(site, site.store / "restore"), "store": str(store)}
-    monkeypatch.setattr(_stage._Push, "check_room", lambda _push: None)
+    monkeypatch.setattr(_stage._Push, "check_room", lambda _push, _leaving: None)
     result = run_module("backup_ship", args)
     assert result.error_code == "NODE_FULL" and result.remedy, result.output
     assert shipped.changed and not list((site.store / "restore").iterdir()), "what had landed is removed"
