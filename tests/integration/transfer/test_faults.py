@@ -1007,20 +1007,17 @@ def test_f14_what_killed_stagings_left_on_the_node_goes_and_is_counted_as_room(
         path.mkdir()
         os.utime(path, (1, 1))
     # A link is nothing that a run has left.
-    (target / ".00000006-20260101T000000Z.incoming").symlink_to(outside)
+    link = target / ".00000006-20260101T000000Z.incoming"
+    link.symlink_to(outside)
+    os.utime(link, (1, 1), follow_symlinks=False)
     before = tree(target)
     args = {**staging(site, target), "store": str(store)}
     planned = run_module("backup_ship", args, check=True)
     assert planned.changed and tree(target) == before
     done = run_module("backup_ship", args)
     assert done.changed, done.output
-    left = {path.name for path in target.iterdir()}
-    assert left == {
-        name,
-        f".{ids['young']}.incoming",
-        ".00000006-20260101T000000Z.incoming",
-        *(path.name for path in strangers),
-    }
+    young = target / f".{ids['young']}.incoming"
+    assert sorted(target.iterdir()) == sorted([target / name, young, link, *strangers])
     assert (outside / "kept").exists() and not run_module("backup_ship", args).changed
 
 
