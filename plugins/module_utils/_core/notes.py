@@ -54,9 +54,11 @@ class Notes:
 
     def as_dict(self) -> dict[str, Any]:
         """For documents and results."""
-        value = asdict(self)
-        value["notes"] = list(value["notes"])
-        return value
+        return {
+            "pin": None if self.pin is None else asdict(self.pin),
+            "released": None if self.released is None else asdict(self.released),
+            "notes": [asdict(note) for note in self.notes],
+        }
 
     def said(self, state: str, saying: Saying) -> Notes:
         """After ``saying`` with ``state`` pinned, unpinned, released or noted; the same object if that is no news."""
