@@ -7,6 +7,7 @@ from __future__ import annotations
 import calendar
 import json
 import pathlib
+import threading
 import time
 import typing as t
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ DR_NODE = "dr1"
 HEALTHY_NODES = 3
 PURPOSE = "make rehearsal"
 LAB_ALREADY_RUNNING = 3  # exit code of lab/lab up
+HOSTS_ANSWER = ("forming", "ready")  # phases of the lab in which every host does
 
 
 class NotProven(Exception):
@@ -50,7 +52,7 @@ class Plan:
         self.production: dict[str, t.Any] = {}
         self._owner = owner
         self._searched: list[str] = []
-        self._store: Future[t.Any] | None = None
+        self._store: Future[bool] | None = None
 
     def steps(self) -> list[Step]:
         """In the order of the article."""
@@ -78,20 +80,34 @@ class Plan:
             self.commands.lab("down", log="lab-down-leftover")
         self._owner.parent.mkdir(parents=True, exist_ok=True)
         self._owner.write_text("This lab belongs to the rehearsal, which takes it down.\n", encoding="utf-8")
+        self.variables["dsm_run_id"] = time.strftime("rehearsal-%Y%m%dT%H%M%SZ", time.gmtime())
+        up_is_over = threading.Event()
+        meanwhile = ThreadPoolExecutor(max_workers=1)
+        self._store = meanwhile.submit(self._prepare_store, self._lab_state(), up_is_over)
+        meanwhile.shutdown(wait=False)
         try:
             self.commands.lab("up", "--purpose", PURPOSE, log="lab-up")
         except CommandFailed as failure:
             if failure.rc == LAB_ALREADY_RUNNING:
                 self.forget_lab()
             raise
+        finally:
+            up_is_over.set()
         self.variables["dsm_store_wheelhouse"] = str(wheelhouse.provide())
-        self.variables["dsm_run_id"] = time.strftime("rehearsal-%Y%m%dT%H%M%SZ", time.gmtime())
-        meanwhile = ThreadPoolExecutor(max_workers=1)
-        self._store = meanwhile.submit(
-            self.commands.playbook, str(STORE), dict(self.variables), log="prepare-store", silent=True
-        )
-        meanwhile.shutdown(wait=False)
         return {"wheelhouse": self.variables["dsm_store_wheelhouse"], "run_id": self.variables["dsm_run_id"]}
+
+    def store_is_prepared(self) -> bool:
+        """Wait for the store's own software. False: there is none yet, and whoever needs it brings it."""
+        return self._store is not None and self._store.result()
+
+    def _prepare_store(self, earlier: dict[str, t.Any] | None, up_is_over: threading.Event) -> bool:
+        """The store's own software, as soon as its host answers: production is still being formed then."""
+        while not self._hosts_answer(earlier):
+            if up_is_over.wait(0.2):
+                return False  # the site failed, as its own step says
+        variables = {**self.variables, "dsm_store_wheelhouse": str(wheelhouse.provide())}
+        self.commands.playbook(str(STORE), variables, log="prepare-store", silent=True)
+        return True
 
     def load(self) -> t.Any:
         """Accounts, groups, apps, keys, and ciphertexts whose plaintext is known."""
@@ -109,8 +125,7 @@ class Plan:
 
     def prepare(self) -> t.Any:
         """Join, golden backup, remove, reset, set aside."""
-        if self._store is not None:
-            self._store.result()
+        self.store_is_prepared()
         evidence = self._play("prepare_dr_node", dsm_confirm=DR_NODE)
         joined = _last(results(evidence, "cluster_join"), "joined_at")
         shipped = _last(results(evidence, "backup_ship"), "backups")
@@ -226,11 +241,23 @@ class Plan:
         """Whether a rehearsal brought the lab up (this one, or one that died), and no other has taken its place."""
         if not self._owner.exists():
             return False
+        state = self._lab_state()
+        return state is None or _is_of_a_rehearsal(state)
+
+    def _hosts_answer(self, earlier: dict[str, t.Any] | None) -> bool:
+        """Whether the lab that is coming up now, not an ``earlier`` one, has come so far."""
+        state = self._lab_state()
+        if state is None or not _is_of_a_rehearsal(state) or state.get("phase") not in HOSTS_ANSWER:
+            return False
+        return earlier is None or state.get("owner_pid") != earlier.get("owner_pid")
+
+    def _lab_state(self) -> dict[str, t.Any] | None:
+        """What the lab says of itself; None where there is none, or one that was left half-made."""
         try:
             state = json.loads((self.commands.secrets.parent / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return True  # none, or one that was left half-made
-        return bool(state.get("purpose") == PURPOSE and state.get("checkout") == str(CHECKOUT))
+            return None
+        return state if isinstance(state, dict) else None
 
     def forget_lab(self) -> None:
         """The lab is down, or it never was ours."""
@@ -242,6 +269,10 @@ class Plan:
     def _hosts(self, group: str) -> list[str]:
         with open(CHECKOUT / "build" / "lab" / "inventory.yml", encoding="utf-8") as stream:
             return sorted(yaml.safe_load(stream)["all"]["children"][group]["hosts"])
+
+
+def _is_of_a_rehearsal(state: dict[str, t.Any]) -> bool:
+    return bool(state.get("purpose") == PURPOSE and state.get("checkout") == str(CHECKOUT))
 
 
 def _last(found: list[dict[str, t.Any]], key: str) -> dict[str, t.Any]:

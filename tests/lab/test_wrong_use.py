@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -179,6 +180,53 @@ def test_wrong_use_lab_already_running_for_a_rehearsal(place: Path, tmp_path: Pa
             plan.bring_up()
         assert [words[0] for words in lab.said] == ["up"], "somebody else's lab was taken down"
         assert plan.lab_is_ours is False and not owner.exists()
+
+
+class LabThatComesUp(Lab):
+    """Production forms while somebody looks; every playbook that is started is written down."""
+
+    def __init__(self, place: Path, stages: list[dict[str, object] | None]) -> None:
+        super().__init__(place)
+        self.played: list[dict[str, object]] = []
+        self.started = threading.Event()
+        self.stages = stages
+
+    def lab(self, *words: str, log: str) -> str:
+        for stage in self.stages:
+            if stage is not None:
+                state.file().write_text(json.dumps(stage))
+        self.started.wait(5)
+        return ""
+
+    def playbook(self, playbook: str, variables: dict[str, object], log: str, silent: bool) -> None:
+        self.played.append(json.loads(state.file().read_text()))
+        self.started.set()
+
+
+def test_the_store_is_prepared_while_production_forms(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans.wheelhouse, "provide", lambda: tmp_path)
+    ours = {"purpose": plans.PURPOSE, "checkout": str(plans.CHECKOUT), "owner_pid": 7}
+    place.mkdir(exist_ok=True)
+    lab = LabThatComesUp(place, [{**ours, "phase": "creating"}, {**ours, "phase": "forming"}])
+    plan = plans.Plan(lab, tmp_path / "of-rehearsal")
+    plan.bring_up()
+    assert [seen["phase"] for seen in lab.played] == ["forming"]
+
+
+def test_the_store_of_an_earlier_lab_is_left_alone(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even of one that a rehearsal of this checkout brought up: `up` is refused, and nobody touches its hosts."""
+    monkeypatch.setattr(plans.wheelhouse, "provide", lambda: tmp_path)
+    place.mkdir(exist_ok=True)
+    kept = {"purpose": plans.PURPOSE, "checkout": str(plans.CHECKOUT), "owner_pid": 7, "phase": "ready"}
+    state.file().write_text(json.dumps(kept))
+    plan = plans.Plan(Lab(place), tmp_path / "of-rehearsal")
+    with pytest.raises(plans.CommandFailed):
+        plan.bring_up()
+    assert plan.store_is_prepared() is False
 
 
 def test_wrong_use_own_leftover_is_taken_down(place: Path, tmp_path: Path) -> None:
