@@ -24,7 +24,8 @@ description:
     all surplus would not be enough, none of it goes and the module fails with V(STORE_FULL).
   - The manifest goes first, under another name. A run that was killed is finished by the next one. No free space is
     needed to begin.
-  - Unfinished transfers that nobody touched for O(incoming_grace) are cleared.
+  - Unfinished transfers and repairs that nobody touched for O(incoming_grace) are cleared, and bad copies that a repair
+    put aside and did not come to remove.
 options:
   keep:
     description: How many verified copies always stay. V(0) is refused.
@@ -58,7 +59,7 @@ options:
     type: float
     default: 0.1
   incoming_grace:
-    description: How long an unfinished transfer may rest, in seconds.
+    description: How long an unfinished transfer or repair may rest, in seconds.
     type: float
     default: 604800
 extends_documentation_fragment:
@@ -136,7 +137,9 @@ removed:
   type: list
   elements: str
 cleared:
-  description: Ids of unfinished transfers that were cleared, and of removals that were finished.
+  description:
+    - Ids of unfinished transfers that were cleared, and of removals that were finished.
+    - An unfinished repair is C(repair/) and the id, a bad copy that was put aside is the id and C(/bad).
   returned: success
   type: list
   elements: str

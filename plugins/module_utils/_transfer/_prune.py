@@ -20,13 +20,14 @@ import typing as t
 from dataclasses import dataclass, field
 
 from .._core import ledger, retention
+from .._core.manifest import BACKUP_ID
 from .._core.parts import missing
 from .._core.strict import Problem, utc_text
 from .._errors import DsmError, Reason, Refused, refuse_unless_accepted
 from . import _metrics
 from ._keeping import items, keep, lacking, lost_history, members, remains, tree_bytes
 from ._parts import states
-from ._store import Checkpoint, ClusterStore, Entry, Lease, as_reasons, no_checkpoint, remove_tree
+from ._store import BAD, Checkpoint, ClusterStore, Entry, Lease, as_reasons, no_checkpoint, remove_tree
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,9 @@ class _Run:
             unfinished = self._unfinished(self.store.backup_names())
             if not self.check_mode:
                 self._finish(dict.fromkeys(unfinished, ("UNFINISHED",)))
-                for name in stale:
-                    self.guarded(name, functools.partial(self._clear, name))
-            plan = self._plan(0 if not self.check_mode else self._size(unfinished, stale))
+                for name, path in stale.items():
+                    self.guarded(name, functools.partial(self._clear, name, path))
+            plan = self._plan(0 if not self.check_mode else self._size(unfinished, stale.values()))
             result.plan = plan
             if plan.missing:
                 result.failures.append(
@@ -150,7 +151,7 @@ class _Run:
                     )
                 )
             going = [*unfinished, *(one.item.id for one in plan.removals)]
-            result.before = {"backups": sorted(going), "incoming": stale}
+            result.before = {"backups": sorted(going), "incoming": sorted(stale)}
             if self.check_mode:
                 result.removed = [one.item.id for one in plan.removals]
                 result.cleared = [*unfinished, *stale]
@@ -161,7 +162,7 @@ class _Run:
             result.removed = self._finish({name: chosen[name] for name in chosen if self._unpublished(name)})
             result.after = {
                 "backups": sorted({*going}.intersection(self.store.backup_names())),
-                "incoming": sorted({*stale}.intersection(self.store.incoming())),
+                "incoming": sorted(name for name, path in stale.items() if os.path.lexists(path)),
             }
 
     # -- before anything is removed ---------------------------------------------------------------------------------
@@ -189,23 +190,22 @@ class _Run:
         pruned = {event.subject for event in self.store.ledger.chain().events if event.kind == "pruned"} if bare else ()
         return [name for name in bare if name in pruned or self.store.entry(name).state == "removing"]
 
-    def _stale(self) -> list[str]:
-        """Unfinished transfers that nobody touched for the grace; they never counted (F14)."""
-        now = time.time()
-        found = []
-        for name in self.store.incoming():
-            directory = os.path.join(self.store.incoming_path, name)
-            stamps = [os.lstat(directory).st_mtime] if not os.listdir(directory) else []
-            for parent, _directories, files in os.walk(directory):
-                stamps.extend(os.lstat(os.path.join(parent, file)).st_mtime for file in files)
-            if max(stamps, default=0.0) + self.request.incoming_grace < now:
-                found.append(name)
-        return found
+    def _stale(self) -> dict[str, str]:
+        """Unfinished transfers and repairs, and bad bytes that good ones took the place of, that nobody touched for the
+        grace: name -> directory. They never counted (F14)."""
+        store = self.store
+        found = {name: os.path.join(store.incoming_path, name) for name in store.incoming()}
+        found.update((f"repair/{name}", os.path.join(store.repairs_path, name)) for name in store.repairs())
+        for name in store.backup_names():
+            aside = os.path.join(store.backups_path, name, BAD)
+            if BACKUP_ID.match(name) and store.has_manifest(name) and os.path.isdir(aside):
+                found[f"{name}/{BAD}"] = aside
+        limit = time.time() - self.request.incoming_grace
+        return {name: path for name, path in found.items() if _touched(path) < limit}
 
     def _size(self, unfinished: t.Iterable[str], stale: t.Iterable[str]) -> int:
         paths = [os.path.join(self.store.backups_path, name) for name in unfinished]
-        paths.extend(os.path.join(self.store.incoming_path, name) for name in stale)
-        return sum(map(tree_bytes, paths))
+        return sum(map(tree_bytes, [*paths, *stale]))
 
     def _plan(self, will_be_free: int) -> retention.Plan:
         """The plan, made again without the copies that turn out not to be there as they were published."""
@@ -351,11 +351,18 @@ class _Run:
         self.store.ledger.append_all(self.request.run_id, records)
         self.request.checkpoint("recorded")
 
-    def _clear(self, name: str) -> None:
-        directory = os.path.join(self.store.incoming_path, name)
+    def _clear(self, name: str, directory: str) -> None:
         self.result.freed += tree_bytes(directory)
         remove_tree(directory)
         self.result.cleared.append(name)
+
+
+def _touched(directory: str) -> float:
+    """When anything in a directory was last written, or was moved into or out of it (s)."""
+    stamps = [os.lstat(directory).st_mtime]
+    for parent, _directories, files in os.walk(directory):
+        stamps.extend(os.lstat(os.path.join(parent, file)).st_mtime for file in files)
+    return max(stamps)
 
 
 def described(one: retention.Decision) -> dict[str, t.Any]:

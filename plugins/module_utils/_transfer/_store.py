@@ -373,10 +373,11 @@ class ClusterStore:
 
     def incoming(self) -> list[str]:
         """Ids of unfinished transfers."""
-        try:
-            return sorted(name for name in os.listdir(self.incoming_path) if BACKUP_ID.match(name))
-        except FileNotFoundError:
-            return []
+        return _ids_in(self.incoming_path)
+
+    def repairs(self) -> list[str]:
+        """Ids of copies that are to take the place of bad ones."""
+        return _ids_in(self.repairs_path)
 
     def seen_ids(self) -> list[str]:
         """Every id that was ever used here, as far as the store and its ledger tell."""
@@ -740,6 +741,13 @@ class LedgerFile:
             if error.errno in FULL:
                 raise store_full(self.path, error) from None
             raise
+
+
+def _ids_in(path: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(path) if BACKUP_ID.match(name))
+    except FileNotFoundError:
+        return []
 
 
 def sync_tree(path: str) -> None:

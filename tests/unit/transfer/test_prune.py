@@ -331,10 +331,60 @@ def test_f15_unfinished_transfers_are_not_touched_before_their_grace(filler: Fil
             (path / file).write_text("{}")
         os.utime(path / "source.json", (1, 1))
         os.utime(path / "journal.jsonl", (time.time() - age,) * 2)
+        os.utime(path, (1, 1))
     (filler.path / "incoming" / "00000010-20260101T000000Z").mkdir()
     done = run(filler, incoming_grace=200)
     assert done.cleared == ["00000009-20260101T000000Z"]
     assert sorted(os.listdir(filler.path / "incoming")) == ["00000008-20260101T000000Z", "00000010-20260101T000000Z"]
+
+
+def test_f14_what_a_killed_repair_left_goes_after_the_grace(filler: Filler) -> None:
+    """Bad bytes beside the good ones, and a better copy that nobody ever used; not what may still be wanted."""
+    ids = fill(filler, "ok", "ok", "failed", "ok")
+    aside = [filler.backups / name / "bad" for name in ids]
+    better = [filler.path / "repair" / name for name in ids[:2]]
+    for path in (*aside, *better):
+        (path / "data").mkdir(parents=True)
+        (path / "data" / "backup.bin").write_bytes(b"bad")
+        for part in (path / "data" / "backup.bin", path):
+            os.utime(part, (1, 1))
+    # Moved aside just now, and what is moved keeps its time.
+    os.utime(aside[1])
+    # Its manifest was put aside, and no good one came yet: all that there is of it.
+    (filler.backups / ids[2] / "manifest.json").rename(aside[2] / "manifest.json")
+    for path in (aside[2] / "manifest.json", aside[2]):
+        os.utime(path, (1, 1))
+    (better[1] / "source.json").write_bytes(b"{}")
+    left = [aside[1], aside[2], better[1]]
+    gone = [f"{ids[0]}/bad", f"{ids[3]}/bad", f"repair/{ids[0]}"]
+    policy = Policy(keep=4, failed_grace=1e9)
+    planned = run(filler, policy, check=True)
+    assert sorted(planned.cleared) == gone and all(path.exists() for path in (*aside, *better))
+    done = run(filler, policy)
+    assert (done.before, done.after, sorted(done.cleared)) == (planned.before, planned.after, gone)
+    assert [path for path in (*aside, *better) if path.exists()] == left
+    assert done.before["incoming"] == gone and done.freed == 9 and done.removed == []
+    assert not run(filler, policy).changed
+
+
+def test_f28_bad_bytes_that_cannot_be_removed_stop_nothing_else(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+    for name in ids[:2]:
+        (filler.backups / name / "bad").mkdir()
+        os.utime(filler.backups / name / "bad", (1, 1))
+    remove = _prune.remove_tree
+
+    def stubborn(path: str) -> None:
+        if path.endswith(f"{ids[0]}/bad"):
+            raise OSError(errno.EPERM, "Operation not permitted", path)
+        remove(path)
+
+    monkeypatch.setattr(_prune, "remove_tree", stubborn)
+    error = refused(filler)
+    assert error.code == "REMOVE_FAILED" and f"{ids[0]}/bad" in error.reasons[0].message
+    assert error.details["cleared"] == [f"{ids[1]}/bad"]
 
 
 def test_f15_a_backup_that_is_being_published_right_now_is_no_wreck(filler: Filler) -> None:
@@ -559,7 +609,8 @@ def test_check_mode_counts_what_would_become_free(filler: Filler, monkeypatch: p
     stale = filler.path / "incoming" / "00000009-20260101T000000Z"
     stale.mkdir(parents=True)
     (stale / "journal.jsonl").write_bytes(bytes(500))
-    os.utime(stale / "journal.jsonl", (1, 1))
+    for path in (stale / "journal.jsonl", stale):
+        os.utime(path, (1, 1))
     left = sum(path.stat().st_size for path in (filler.backups / ids[0]).rglob("*") if path.is_file()) + 500
     monkeypatch.setattr(ClusterStore, "free", lambda _self: (0, 1000))
     planned = run(filler, need=left, check=True)
