@@ -87,6 +87,7 @@ def snapshot(filler: Filler) -> dict[str, bytes]:
 def test_it_removes_what_the_plan_says_and_records_it(filler: Filler) -> None:
     ids = fill(filler, "ok", "failed", "ok", "unverified", "ok", "ok")
     before = snapshot(filler)
+    digest = store_of(filler).published(ids[0]).digest
     planned = run(filler, check=True)
     assert snapshot(filler) == before
     done = run(filler)
@@ -95,13 +96,17 @@ def test_it_removes_what_the_plan_says_and_records_it(filler: Filler) -> None:
     assert here(filler) == ["5", "6"] and sorted(os.listdir(filler.backups)) == ids[4:]
     recorded = events(filler)
     assert list(recorded) == done.removed
-    assert recorded[ids[0]]["codes"] == ["COUNT"] and recorded[ids[0]]["key"] == "key-1"
+    assert recorded[ids[0]] == {
+        "codes": ["COUNT"], "digest": digest, "bytes": 10, "verdict": "ok", "key": "key-1",
+    }  # fmt: skip
     assert [recorded[name]["verdict"] for name in ids[:4]] == ["ok", "failed", "ok", "unverified"]
     assert done.freed >= 4 * 10
     after = snapshot(filler)
     again = run(filler)
     assert not again.changed and again.removed == [] and snapshot(filler) == after
-    assert any("goes" in line and "COUNT" in line for line in done.returns()["table"])
+    assert set(json.loads((filler.path / "index.json").read_text())["manifests"]) == set(ids[4:])
+    told = {line.split()[0]: line.split()[3:5] for line in done.returns()["table"][1:]}
+    assert told[ids[0]] == ["goes", "COUNT:"] and told[ids[5]][0] == "stays"
 
 
 def test_what_it_returns(filler: Filler) -> None:
@@ -252,6 +257,32 @@ def test_f09_killed_while_the_directory_itself_was_removed(filler: Filler) -> No
     assert done.removed == [] and done.changed
 
 
+def test_f09_what_is_recorded_already_does_not_keep_the_next_one_from_it(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    run(filler, Policy(keep=3, max_copies=3))
+    (filler.backups / ids[0]).mkdir()
+    (filler.backups / ids[0] / "notes.json").write_text("{}")
+    store_of(filler).unpublish(ids[1])
+    assert run(filler).changed
+    assert {name: data["codes"] for name, data in events(filler).items()} == {
+        ids[0]: ["COUNT"],
+        ids[1]: ["UNFINISHED"],
+    }
+
+
+def test_f09_a_removal_is_recorded_when_its_data_is_gone(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+    seen: dict[str, bool] = {}
+    run(filler, checkpoint=lambda step: seen.update({step: (filler.backups / ids[0] / "data").exists()}))
+    assert seen == {
+        "chosen": True,
+        "unpublished": True,
+        "data removed": False,
+        "recorded": False,
+        "directory removed": False,
+    }
+
+
 # -- others at the same time -------------------------------------------------------------------------------------------
 
 
@@ -283,9 +314,24 @@ def test_f08_whoever_lost_the_lease_removes_nothing_more(filler: Filler) -> None
             (filler.path / "lock").write_bytes(catalogue.dump_lease(other))
 
     error = refused(filler, checkpoint=checkpoint)
-    assert error.code == "LEASE_LOST" and me.host != "elsewhere"
+    assert error.code == "LEASE_LOST" and me.host != "elsewhere" and not error.reasons, "it ended there"
     assert here(filler) == ["2", "3", "4"]
     assert catalogue.parse_lease((filler.path / "lock").read_bytes()) == other
+
+
+def test_f08_a_long_removal_keeps_its_lease(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(filler, "ok", "ok", "ok", "ok", "ok")
+    monkeypatch.setattr(_store, "RENEW_SECONDS", -1.0)
+    real, late, expiries = time.time, itertools.count(1000, 1000), []
+
+    def checkpoint(step: str) -> None:
+        if step == "unpublished":
+            expiries.append(catalogue.parse_lease((filler.path / "lock").read_bytes()).expires)
+            passed = next(late)
+            monkeypatch.setattr(time, "time", lambda: real() + passed)
+
+    run(filler, checkpoint=checkpoint)
+    assert len(expiries) == 3 and expiries == sorted(set(expiries))
 
 
 def test_f22_what_is_being_read_stays_and_the_rest_goes(filler: Filler) -> None:
@@ -471,6 +517,13 @@ def test_f13_surplus_makes_room_for_the_next_backup(filler: Filler, monkeypatch:
     assert here(filler) == ["2", "3", "4"]
     assert run(filler, keep_all, need=None, headroom=0.0).removed == [ids[1]]
     assert refused(filler, keep_all, need=None, headroom=0.0, check=True).code == "STORE_FULL"
+    fill(filler, "ok", files=(("backup.bin", bytes(40)),))
+    assert refused(filler, Policy(keep=3, max_age=1e9), need=None, headroom=0.5, check=True).details["missing"] == 60
+
+
+def test_f13_an_empty_store_wants_no_room(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClusterStore, "free", lambda _self: (0, 1000))
+    assert run(filler, need=None).returns()["missing"] == 0
 
 
 def test_f28_one_item_that_cannot_be_removed_stops_nothing_else(
@@ -519,6 +572,7 @@ def test_f23_a_copy_that_is_only_on_paper_is_no_floor(filler: Filler) -> None:
     error = refused(filler)
     assert sorted(reason.code for reason in error.reasons) == ["MISSING_FILE", "WRONG_SIZE"]
     assert error.details["removed"] == ids[:1]
+    assert [one["verdict"] for one in error.details["plan"]] == ["ok", "ok", "ok", "failed", "failed"]
     assert here(filler) == ["2", "3", "4", "5"]
 
 
@@ -539,6 +593,21 @@ def test_f24_a_backup_that_lost_its_manifest_is_no_half_done_removal(filler: Fil
     assert (done.removed, done.cleared, done.changed) == ([], [], False)
     assert (filler.backups / ids[1] / "data" / "backup.bin").exists()
     assert run(filler, Policy(keep=1, max_age=1e9, failed_grace=1.0)).removed == [ids[1]]
+    assert events(filler)[ids[1]] == {"codes": ["FAILED"], "digest": "", "bytes": 0, "verdict": "failed", "key": ""}
+
+
+def test_f24_what_the_ledger_never_heard_of_goes_as_unverified(filler: Filler) -> None:
+    name = filler.publish(sealed=())
+    filler.lines.clear()
+    filler.head = None
+    fill(filler, "ok", "ok")
+    assert run(filler).removed == [name] and events(filler)[name]["verdict"] == "unverified"
+
+
+def test_f06_without_a_required_part_nothing_counts_as_verified(filler: Filler) -> None:
+    fill(filler, "ok", "ok", "ok")
+    done = run(filler, require=["config"])
+    assert [one["verdict"] for one in done.returns()["plan"]] == ["unverified"] * 3 and not done.changed
 
 
 def test_f24_what_is_not_ours_is_never_removed(filler: Filler) -> None:
