@@ -24,8 +24,8 @@ from .._core.strict import Invalid, load, utc_seconds, utc_text
 from .._errors import DsmError, Reason, Refused
 from . import _structure
 from ._changed import changed
-from ._discover import LOOK_AGAIN, Source, Unit, discover, settle, tidy
-from ._endpoint import LocalEndpoint, Session, check_local
+from ._discover import LOOK_AGAIN, Source, Unit, check_pattern, discover, expand, settle, tidy
+from ._endpoint import LocalEndpoint, LocalSession, Session, check_local
 from ._policy import first_workers, pause
 from ._pool import Pool
 from ._progress import Lines
@@ -137,7 +137,7 @@ def ship(request: ShipRequest, check_mode: bool) -> ShipResult:
     require_python()
     for source in request.sources:
         if isinstance(source.endpoint, LocalEndpoint):
-            check_local(source.path, request.store)
+            _refuse_store(source, request.store)
     if check_mode:
         store = _open(request, create=False)
         run = _Run(request, store, None)
@@ -151,6 +151,23 @@ def ship(request: ShipRequest, check_mode: bool) -> ShipResult:
     if run.result.reasons:
         _raise(run.result)
     return run.result
+
+
+def _refuse_store(source: Source, store: str) -> None:
+    """Refuse a local source that is, holds or lies in the store, also where only its wildcards lead there."""
+    try:
+        check_pattern(source)
+        check_local(source.path, store)
+        found = expand(LocalSession(), source.path)
+    except DsmError as error:
+        if error.code == "SOURCE_IS_STORE":
+            raise
+        # It is told with those of all other sources.
+        return
+    for path in found:
+        # A link is refused by itself: whoever may make one in a drop box must not stop everything else.
+        if not os.path.islink(path):
+            check_local(path, store)
 
 
 def _open(request: ShipRequest, create: bool) -> ClusterStore:

@@ -354,6 +354,20 @@ def test_a_store_that_cannot_be_understood_is_refused(site: Site, damage: str) -
 def test_wrong_use_the_source_is_the_store(site: Site) -> None:
     refused(site.ship(sources=[{"path": str(site.store)}]), "SOURCE_IS_STORE")
     refused(site.ship(sources=[{"path": f"{site.store}/*/backups"}]), "SOURCE_IS_STORE")
+    refused(site.ship(sources=[{"path": "relative/*"}]), "BAD_SOURCE")
+    site.deliver()
+    site.ship()
+    before = site.snapshot()
+    parent = site.store.parent
+    for path in (parent, f"{parent}/*", f"{parent}/st*re", f"{parent}/*/*/backups/*", f"{parent}/*/*"):
+        refused(site.ship(sources=[{"path": str(path)}]), "SOURCE_IS_STORE")
+    assert site.snapshot() == before
+    # A link in a drop box is one bad delivery among others.
+    (site.source / "store").symlink_to(site.store)
+    site.deliver("new.tar.gz", age=300)
+    result = site.ship(sources=[{"path": f"{site.source}/*"}])
+    refused(result, "SYMLINK_OUTSIDE")
+    assert [item["published"] for item in result.details["backups"]] == [True, True]
 
 
 # -- the source ----------------------------------------------------------------------------------------------------
