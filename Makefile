@@ -43,7 +43,7 @@ rehearsal: machine venv lab-build ## The vendor's whole disaster plan, end to en
 	@$(BIN)/python lab/rehearse
 
 test: machine venv ## Everything that CI runs
-	@tests/all check sanity integration lab-build lab-selftest stories
+	@tests/all 'lint sanity units types contract reuse' integration lab-build lab-selftest stories
 
 check: lint types units contract reuse ## Lint, types and units: fast, no lab
 

@@ -110,3 +110,12 @@ def test_every_part_of_the_tests_says_its_time_and_the_first_failure_ends_them(m
 def test_parts_that_all_pass_are_said_to_pass(machine: Machine) -> None:
     done = machine("tests/all", "one", "two", make="exit 0")
     assert (done.returncode, done.stdout.splitlines()[-1][-8:]) == (0, ": passed")
+
+
+def test_parts_named_in_one_argument_are_made_together(machine: Machine) -> None:
+    done = machine("tests/all", "one", "two three", make='echo "making $*"')
+    assert [line for line in done.stdout.splitlines() if line.startswith("making")] == [
+        "making one",
+        "making --jobs=2 --output-sync=target two three",
+    ]
+    assert done.stdout.splitlines()[-1].startswith("== one 0:00, two three 0:0")
