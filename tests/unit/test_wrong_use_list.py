@@ -14,7 +14,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 MODULES, ROLES, LAB = "unit/modules/test_wrong_use.py", "unit/roles/test_wrong_use.py", "lab/test_wrong_use.py"
-SHIPPING = "integration/transfer/test_wrong_use.py"
+SHIPPING, REFUSALS = "integration/transfer/test_wrong_use.py", "integration/transfer/test_refusals.py"
 #: Where the real site answers: a story, and the name under which its table has the line.
 SITE = TESTS.parent / "molecule" / "wrong_use" / "converge.yml"
 
@@ -159,6 +159,88 @@ LIST: dict[str, tuple[list[str], str]] = {
         ],
         "",
     ),
+    "rate 0 or negative": (
+        [
+            f"{SHIPPING}::test_wrong_use_rate_and_workers",
+            f"{REFUSALS}::test_wrong_use_all_bad_options_are_told_at_once",
+        ],
+        "",
+    ),
+    "workers 0 or 100": (
+        [f"{SHIPPING}::test_wrong_use_rate_and_workers", f"{REFUSALS}::test_wrong_use_options_that_cannot_be_meant"],
+        "",
+    ),
+    "source empty": (
+        [
+            f"{SHIPPING}::test_wrong_use_source_that_is_empty_absent_or_the_store",
+            f"{REFUSALS}::test_wrong_use_a_source_without_backups",
+            f"{REFUSALS}::test_wrong_use_an_empty_directory",
+        ],
+        "",
+    ),
+    "source with a device": (
+        [
+            f"{SHIPPING}::test_wrong_use_source_of_odd_things_and_names",
+            f"{REFUSALS}::test_wrong_use_a_device_among_many_files",
+        ],
+        "",
+    ),
+    "source with a symlink out of the tree": (
+        [
+            f"{SHIPPING}::test_wrong_use_source_of_odd_things_and_names",
+            f"{REFUSALS}::test_wrong_use_odd_things_in_a_backup_are_all_told",
+        ],
+        "",
+    ),
+    "path with spaces, newline, leading dash or non-UTF-8 bytes": (
+        [
+            f"{SHIPPING}::test_wrong_use_source_of_odd_things_and_names",
+            f"{REFUSALS}::test_wrong_use_names_with_spaces_and_dashes_do_no_harm",
+            f"{REFUSALS}::test_wrong_use_paths_that_cannot_be_used",
+            f"{REFUSALS}::test_wrong_use_odd_things_in_a_backup_are_all_told",
+        ],
+        "",
+    ),
+    "destination inside source": (
+        [
+            f"{SHIPPING}::test_wrong_use_source_that_is_empty_absent_or_the_store",
+            f"{REFUSALS}::test_wrong_use_the_source_is_the_store",
+        ],
+        "",
+    ),
+    "unreadable file among many": ([f"{REFUSALS}::test_wrong_use_one_unreadable_file_among_many"], ""),
+    "key with wrong permissions": (
+        [
+            f"{SHIPPING}::test_wrong_use_key_permissions_passphrase_and_unknown_host",
+            f"{REFUSALS}::test_wrong_use_a_key_that_others_may_read",
+            f"{REFUSALS}::test_wrong_use_a_key_that_is_none",
+        ],
+        "",
+    ),
+    "passphrase missing": (
+        [
+            f"{SHIPPING}::test_wrong_use_key_permissions_passphrase_and_unknown_host",
+            f"{REFUSALS}::test_wrong_use_a_passphrase_missing_or_wrong",
+        ],
+        "",
+    ),
+    "unknown host": (
+        [
+            f"{SHIPPING}::test_wrong_use_key_permissions_passphrase_and_unknown_host",
+            f"{REFUSALS}::test_wrong_use_f16_an_unknown_host_is_told_its_fingerprint",
+        ],
+        "",
+    ),
+    "SFTP subsystem absent": (
+        [
+            f"{SHIPPING}::test_wrong_use_no_sftp_at_the_source",
+            f"{REFUSALS}::test_wrong_use_no_sftp_subsystem",
+            f"{REFUSALS}::test_wrong_use_a_subsystem_that_only_talks",
+        ],
+        "",
+    ),
+    "quota exceeded": ([f"{REFUSALS}::test_wrong_use_quota_exceeded"], ""),
+    "keep: 0": (["unit/transfer/test_prune.py::test_wrong_use_removes_nothing"], ""),
     "missing template": (
         [
             f"{MODULES}::test_wrong_use_missing_template",

@@ -142,6 +142,65 @@ def test_wrong_use_no_paramiko_or_python_too_old(kept: Site, lacking: dict[str, 
     refused(kept, [code], lambda: kept.ship(request=lacking))
 
 
+def test_wrong_use_rate_and_workers(kept: Site) -> None:
+    kept.deliver()
+    for changes in ({"rate_limit": 0}, {"rate_limit": -1}, {"workers": 0}, {"workers": 100}):
+        refused(kept, ["BAD_OPTION"], lambda changes=changes: kept.ship(**changes))
+    refused(kept, ["BAD_OPTION", "BAD_OPTION"], lambda: kept.ship(rate_limit=-1, workers=100))
+
+
+def test_wrong_use_source_that_is_empty_absent_or_the_store(kept: Site) -> None:
+    refused(kept, ["SOURCE_EMPTY"], kept.ship)
+    (kept.source / "20261122").mkdir()
+    refused(kept, ["EMPTY_DIRECTORY"], kept.ship)
+    absent = [kept.sshd.login(path=f"{kept.source}/absent/*")]
+    refused(kept, ["SOURCE_UNREADABLE"], lambda: kept.ship(sources=absent))
+    # The destination lies in the source, and the source in the destination.
+    for path in (kept.store.parent, f"{kept.store.parent}/*", kept.store, f"{kept.cluster}/backups/*"):
+        refused(kept, ["SOURCE_IS_STORE"], lambda path=path: kept.ship(sources=[{"path": str(path)}]))
+
+
+def test_wrong_use_source_of_odd_things_and_names(kept: Site) -> None:
+    """A device, a way out of the tree, and names that no document can hold; spaces and a dash in front do no harm."""
+    top = kept.source / "-rf a b"
+    top.mkdir()
+    (top / "- good").write_bytes(b"x")
+    (top / "link").symlink_to("/etc/passwd")
+    expected = ["SYMLINK_OUTSIDE", "NOT_A_FILE", "BAD_NAME", "BAD_NAME"]
+    if os.geteuid() == 0:
+        subprocess.run(["mknod", str(top / "disk"), "b", "7", "200"], check=True)
+    else:
+        os.mkfifo(top / "disk")
+    (top / "new\nline").write_bytes(b"x")
+    (top / os.fsdecode(b"bad\xff")).write_bytes(b"x")
+    refused(kept, expected, kept.ship, "SHIP_INCOMPLETE")
+    for path in [path for path in top.iterdir() if path.name != "- good"]:
+        path.unlink()
+    kept.at(top / "- good", 600)
+    assert kept.ship().changed and len(kept.published()) == 2
+    newline = [kept.sshd.login(path=f"{kept.source}/a\nb")]
+    assert kept.ship(sources=newline).error_code == "BAD_SOURCE"
+
+
+def test_wrong_use_key_permissions_passphrase_and_unknown_host(kept: Site, tmp_path: Path) -> None:
+    open_key, locked, nobody = keygen(tmp_path / "open"), keygen(tmp_path / "locked", "ed25519", "p"), tmp_path / "none"
+    open_key.chmod(0o644)
+    nobody.write_text("")
+    for code, login in (
+        ("KEY_PERMISSIONS", {"key_file": str(open_key)}),
+        ("PASSPHRASE", {"key_file": str(locked)}),
+        ("UNKNOWN_HOST", {"known_hosts": str(nobody)}),
+    ):
+        source = [kept.sshd.login(path=f"{kept.source}/*", **login)]
+        refused(kept, [code], lambda source=source: kept.ship(sources=source))
+
+
+def test_wrong_use_no_sftp_at_the_source(kept: Site, own_server: Callable[..., Sshd]) -> None:
+    kept.deliver()
+    source = [own_server("Subsystem none").login(path=f"{kept.source}/*")]
+    refused(kept, ["SFTP_MISSING"], lambda: kept.ship(sources=source))
+
+
 def test_wrong_use_damaged_or_missing_backup_is_not_staged(kept: Site, tmp_path: Path) -> None:
     target = tmp_path / "node"
     args = {
