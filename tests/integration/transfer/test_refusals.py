@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gzip
 import json
 import os
 import socket
@@ -17,6 +19,7 @@ from typing import Any, Callable
 
 import pytest
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import (
     CANARY,
     FINGERPRINT,
@@ -31,6 +34,7 @@ from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers 
     growing,
     keygen,
     run_module,
+    tree,
 )
 
 
@@ -451,7 +455,7 @@ def test_a_link_to_the_newest_backup_is_not_a_second_one(site: Site) -> None:
     refused(site.ship(), "SYMLINK_OUTSIDE")
 
 
-def test_a_missing_part_is_told(site: Site) -> None:
+def test_f04_a_node_that_delivered_nothing_is_told(site: Site) -> None:
     for node in ("dc1-n1", "dc2-n1"):
         (site.source / "t" / node).mkdir(parents=True)
         (site.source / "t" / node / "data").write_bytes(b"x")
@@ -469,6 +473,44 @@ def test_f02_a_delivery_cut_at_any_sixteenth_is_refused(site: Site, sixteenth: i
     site.at(path, 600)
     refused(site.ship(), "TRUNCATED")
     assert not site.published() and not site.incoming
+
+
+def test_f03_a_run_that_overwrites_its_last_good_file_with_a_broken_one(site: Site) -> None:
+    """The same name at the source, cut anywhere: what was published under it stays as it was."""
+    path = site.deliver("backup.tar.gz", age=900)
+    sources = [{"path": f"{site.source}/*"}]
+    assert site.run(sources=sources).changed
+    good, kept = path.read_bytes(), tree(site.cluster / "backups")
+    for sixteenth in range(0, 16, 3):
+        path.write_bytes(good[: len(good) * sixteenth // 16])
+        site.at(path, 600)
+        with pytest.raises(DsmError) as caught:
+            site.run(sources=sources)
+        assert [reason.code for reason in caught.value.reasons] == ["TRUNCATED" if sixteenth else "ZERO_LENGTH"]
+        assert tree(site.cluster / "backups") == kept and not site.incoming
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_f07_a_source_without_a_free_byte_gives_what_is_complete_and_is_left_as_it_is(site: Site) -> None:
+    """Its disk filled up while a backup was written."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(site.source)], check=True)
+    try:
+        whole, cut = site.source / "whole.tar.gz", site.source / "cut.tar.gz"
+        whole.write_bytes(gzip.compress(os.urandom(100_000)))
+        backup = gzip.compress(os.urandom(900_000))
+        with open(cut, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.tell() < len(backup):
+                file.write(backup[file.tell() : file.tell() + 4096])
+        assert 0 < cut.stat().st_size < len(backup)
+        for path in (whole, cut):
+            site.at(path, 600)
+        before = tree(site.source)
+        result = site.ship()
+        assert "cut.tar.gz" in refused(result, "TRUNCATED")
+        assert [item.source["path"] for item in site.published().values()] == [str(whole)]
+        assert tree(site.source) == before and not site.incoming
+    finally:
+        subprocess.run(["umount", str(site.source)], check=False, capture_output=True)
 
 
 def test_a_growing_delivery_is_refused_until_it_is_quiet(site: Site) -> None:

@@ -54,7 +54,7 @@ def test_a_node_that_came_meanwhile_or_is_younger_does_not_count(member: BackupR
     assert member.call().result["members"] == []
 
 
-def test_a_node_that_is_not_up_does_not_count(member: BackupRun) -> None:
+def test_f04_a_node_that_is_not_up_does_not_count(member: BackupRun) -> None:
     down = nodes_json(NODES).replace('"status": "True"', '"status": "Unknown"', 1)
     member.answers[("kubectl", "get", "nodes")] = down
     assert [one["name"] for one in member.call().result["members"]] == ["dc2-n1", "dr1"]

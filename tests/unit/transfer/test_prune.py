@@ -13,6 +13,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -157,6 +158,29 @@ def test_metrics_and_policy_are_written_at_the_end(filler: Filler, tmp_path: Pat
         assert _metrics.read_policy(store_of(filler)) is None
     _metrics.write(store_of(filler), str(path))
     assert "next_expiry" not in path.read_text()
+
+
+def test_f01_f19_times_in_the_metrics_advance_with_verified_copies_and_with_nothing_else(
+    filler: Filler, tmp_path: Path
+) -> None:
+    """They are absolute: an alarm on their age rings whatever became of the mails, also when nobody writes them."""
+    fill(filler, "ok")
+    path = tmp_path / "dsm.prom"
+
+    def stamps() -> tuple[float, float]:
+        began = time.time()
+        _metrics.write(store_of(filler), str(path))
+        shown = dict(re.findall(r"(?m)^kmsops_dsm_store_(\w+){.*} (\S+)$", path.read_text()))
+        assert began - 1 <= float(shown["written_timestamp_seconds"]) <= time.time()
+        return float(shown["last_success_timestamp_seconds"]), began
+
+    first, _began = stamps()
+    for verdict in ("", "failed"):
+        fill(filler, verdict)
+        assert stamps()[0] == first
+    fill(filler, "ok")
+    last, began = stamps()
+    assert first + 3 * 3600 == last < began
 
 
 def test_metrics_that_cannot_be_written_undo_nothing(
@@ -524,6 +548,20 @@ def test_f13_surplus_makes_room_for_the_next_backup(filler: Filler, monkeypatch:
 def test_f13_an_empty_store_wants_no_room(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClusterStore, "free", lambda _self: (0, 1000))
     assert run(filler, need=None).returns()["missing"] == 0
+
+
+def test_f26_a_flood_of_deliveries_pushes_out_no_golden_pair_and_nothing_within_the_window(filler: Filler) -> None:
+    """Who has the credentials of production can deliver as much as he likes, all of it good to read."""
+    (pair,) = fill(filler, "ok", sealed=(golden(),))
+    mine = fill(filler, "ok", "ok", "ok")
+    now = time.time()
+    for number in range(20):
+        fill(filler, "ok", when=now - 60 + number)
+    flooded = run(filler, Policy(keep=2, max_copies=5), check=True)
+    assert set(mine) < set(flooded.removed) and pair not in flooded.removed
+    window = Policy(keep=2, max_copies=5, max_age=86400.0, keep_within=86400.0)
+    done = run(filler, window)
+    assert done.removed == [] and set(os.listdir(filler.backups)) > {pair, *mine}
 
 
 def test_f28_one_item_that_cannot_be_removed_stops_nothing_else(

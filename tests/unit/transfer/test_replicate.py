@@ -371,7 +371,7 @@ def test_what_does_not_fit_waits_and_the_newest_comes_first(stores: Stores, monk
     assert codes(error) == ["STORE_FULL"] and list(stores.verdicts()) == ids[1:]
 
 
-def test_freshness_of_both_sites_is_told(stores: Stores, quick: None) -> None:
+def test_f18_freshness_of_both_sites_is_told_and_one_behind_is_no_success(stores: Stores, quick: None) -> None:
     ids = stores.fill("ok", "", sealed=())
     stores.run()
     here, other = info(str(stores.second), "", "")["sites"]
