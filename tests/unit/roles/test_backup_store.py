@@ -54,6 +54,9 @@ STORE = {
     "backup_store_drop_keys": [KEY],
     "backup_store_second": False,
     "backup_store_timers": [],
+    "backup_store_leave_timers": False,
+    "backup_store_requirements": "requirements.txt",
+    "backup_store_timer_requirements": "timers.txt",
     "backup_store_timer_variables": {},
     "backup_store_timer_spread": 300,
     "backup_store_timer_on_failure": "",
@@ -172,16 +175,39 @@ CASES = {
     ),
     "a second store ships nothing": ({**timed(SHIP), "backup_store_second": True}, [], ["TIMER_NOT_HERE"]),
     "a first store follows none": (timed(dict(SHIP, job="replicate")), [], ["TIMER_NOT_HERE"]),
+    "a store that ships is no second one": (
+        {**units("kmsops-store-ship.timer"), "backup_store_second": True},
+        ["no_timers"],
+        ["FIRST_STORE"],
+    ),
+    "a store that is repaired goes on shipping": (
+        {**units("kmsops-store-ship.timer"), "backup_store_second": True, "backup_store_leave_timers": True},
+        [],
+        [],
+    ),
     "no wheel is there": (
         {"__backup_store_paramiko": {"rc": 1}, "backup_store_wheelhouse": "/nonexistent"},
         ["python"],
         ["WHEELHOUSE_EMPTY"],
     ),
+    "no wheels of timers are there": (
+        {**timed(SHIP), "__backup_store_paramiko": {"rc": 1}, "backup_store_wheelhouse": "WHEELS"},
+        ["python"],
+        ["WHEELHOUSE_EMPTY"],
+    ),
+    "without timers they are not missed": (
+        {"__backup_store_paramiko": {"rc": 1}, "backup_store_wheelhouse": "WHEELS"},
+        ["python"],
+        [],
+    ),
 }
 
 
-def test_the_plan_and_the_reasons_for_a_drop_box_and_for_timers(decide_all):
+def test_the_plan_and_the_reasons_for_a_drop_box_and_for_timers(decide_all, tmp_path):
+    (tmp_path / "paramiko-5.1.0-py3-none-any.whl").touch()
     inputs = [{**STORE, **changes} for changes, _plan, _codes in CASES.values()]
+    for one in inputs:
+        one["backup_store_wheelhouse"] = one["backup_store_wheelhouse"].replace("WHEELS", str(tmp_path))
     answers = decide_all("backup_store", inputs, "__backup_store_plan_steps", "__backup_store_checks")
     found = {}
     for name, answer in zip(CASES, answers):
