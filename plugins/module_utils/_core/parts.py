@@ -94,7 +94,7 @@ def newest(bundles: Iterable[Bundle], fingerprint: str) -> Bundle | None:
 def missing(states: Mapping[str, str], required: Sequence[str]) -> list[Problem]:
     """Why a backup with these states of its parts (``ok``, ``missing``, ``failed``) is incomplete."""
     return [
-        Problem("INCOMPLETE", f"its part {part} is {states.get(part, 'missing')}")
+        Problem("INCOMPLETE", f"part {part} is {states.get(part, 'missing')}")
         for part in required
         if states.get(part) != "ok"
     ]

@@ -375,8 +375,13 @@ def refuse_failed(result: VerifyResult, accept: t.Collection[str], report_only: 
     if standing and not report_only:
         failed = sum(verdict.verdict != "ok" for verdict in result.verdicts)
         codes = {reason.code for reason in standing}
+        message = "Verification failed: no backup was read."
+        if failed:
+            message = f"Verification failed ({failed} of {len(result.verdicts)} backups)."
+        elif result.verdicts:
+            message = f"Verification failed, although what was read of {len(result.verdicts)} backups is good."
         raise DsmError(
-            f"Verification failed ({failed} of {len(result.verdicts)} backups).",
+            message,
             codes.pop() if len(codes) == 1 else "VERIFY_FAILED",
             reasons=standing,
             verdicts=[verdict.as_dict() for verdict in result.verdicts],

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 
 from many_backups import Filler
 
@@ -164,6 +165,9 @@ def test_nothing_goes_at_a_source_unless_it_was_allowed_and_only_below_its_direc
         {"name": "landing", "host": "192.0.2.50", "root": "/b"},
         {"name": "store", "host": "", "root": "/local"},
     ]
+    judged = {"results": [{"removed": [], "stays": [{"name": "/b/x", "reasons": [{"message": "it is 5 s old"}]}]}]}
+    told = decide_all("source_clean", [{**CLEANED, "__source_clean_planned": judged}], "__source_clean_plan")
+    assert told[0]["__source_clean_plan"] == ["nothing may go", "stays: /b/x (it is 5 s old)"]
     roots = [place["root"] for place in last["__source_clean_places"]]
     assert roots == list(dict.fromkeys(PLACES.values()))
 
@@ -262,4 +266,5 @@ def test_verification_judges_by_all_that_the_inventory_says(tmp_path, play_store
     told = play_store("verify_backups", "-v", dsm_store_path=str(tmp_path / "store"), dsm_accept=codes, **wrong)
     assert [code for code in codes if f'"code": "{code}"' not in told] == [], told
     assert "failed=0" in told and "changed=0" in told, told
+    assert re.search(r'"0000000[12]-\w+  (10|2) bytes( \(a part of them read\))?  ok', told), told
     assert "kmsops_dsm_store_verified_copies" in metrics.read_text(encoding="utf-8")

@@ -287,8 +287,16 @@ def test_an_empty_store_fails(filler: Filler) -> None:
     assert doubts(result) == ["NO_BACKUP"] and result.reasons[0].hard
     with pytest.raises(DsmError) as caught:
         refuse_failed(result, ["NO_BACKUP"], False)
-    assert caught.value.code == "NO_BACKUP"
+    assert caught.value.code == "NO_BACKUP" and caught.value.message == "Verification failed: no backup was read."
     assert refuse_failed(result, [], True) == []
+
+
+def test_good_backups_are_called_good_where_something_else_is_wrong(filler: Filler) -> None:
+    filler.publish()
+    filler.close()
+    with pytest.raises(DsmError) as caught:
+        refuse_failed(run(filler, require=["config"]), [], False)
+    assert caught.value.message == "Verification failed, although what was read of 1 backups is good."
 
 
 def test_a_ledger_that_cannot_be_trusted_is_said_and_nothing_else_is_asked_of_it(filler: Filler) -> None:
