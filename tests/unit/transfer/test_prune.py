@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
-from many_backups import CLUSTER, Filler, golden
+from many_backups import CLUSTER, SEALED, Filler, golden
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, ledger
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.notes import Saying
@@ -772,6 +772,15 @@ def test_golden_backups_stay_until_released_and_the_last_pair_even_then(filler: 
     assert done.removed == gold[:1]
     codes = {item["id"]: [reason["code"] for reason in item["reasons"]] for item in done.returns()["plan"]}
     assert codes[gold[1]] == ["LAST_PAIR"]
+
+
+def test_a_pair_that_a_rehearsal_proved_counts_as_pinned(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok", "ok", sealed=(SEALED,))
+    filler.event("proved", SEALED.node, {"backup": ids[0]}, filler.start)
+    filler.close()
+    done = run(filler)
+    assert done.removed == [ids[1]]
+    assert done.returns()["plan"][0]["reasons"][0]["code"] == "GOLDEN"
 
 
 def test_golden_for_a_member_does_not_fill_the_store(filler: Filler) -> None:
