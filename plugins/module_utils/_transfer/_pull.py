@@ -210,6 +210,7 @@ class _WholeHash:
 
     def _range(self, item: Item, end: int, sha256: str) -> None:
         self._open(item)
+        begun = self._at
         part = None if item.path in self._transfer.known else hashlib.sha256()
         while self._at < end:
             piece = os.pread(self._descriptor, min(1 << 20, end - self._at), self._at)
@@ -226,6 +227,9 @@ class _WholeHash:
                 "DAMAGED",
                 "Check the memory and the disk of the store, then run again. What had landed was thrown away.",
             )
+        if not self._transfer.push:
+            # The disk begins with it now, not all at the end when everybody waits for it.
+            os.posix_fadvise(self._descriptor, begun, end - begun, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         if self._descriptor >= 0:

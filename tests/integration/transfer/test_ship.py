@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 
 import pytest
@@ -129,6 +130,25 @@ def test_staging_puts_the_published_bytes_on_the_node(site: Site) -> None:
     repaired = run_module("backup_ship", args)
     assert repaired.changed and json.dumps(repaired.staged)
     assert (target / shipped.backups[0]["id"] / "data" / archive.name).read_bytes() == archive.read_bytes()
+
+
+def test_what_landed_goes_to_the_disk_while_the_rest_is_still_coming(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte once, after it was hashed; nothing is left for the end to wait for."""
+    path = site.source / "backup.bin"
+    path.write_bytes(bytes(5_000_000))
+    site.at(path, 600)
+    given: list[tuple[int, int]] = []
+
+    def note(_descriptor: int, at: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED
+        given.append((at, length))
+
+    monkeypatch.setattr(os, "posix_fadvise", note)
+    site.run(sources=[{"path": str(path)}])
+    assert len(given) > 1 and given[0][0] == 0
+    assert [at + length for at, length in given] == [*(at for at, _length in given[1:]), 5_000_000]
 
 
 def test_the_engine_without_a_store_shows_how_far_it_is(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
