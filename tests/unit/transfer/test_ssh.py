@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How the SSH library is loaded: without what only makes it slow, and with it where it cannot do without."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import load_paramiko
+
+OPTIONAL = "try:\n    import invoke\nexcept ImportError:\n    invoke = None\n"
+
+
+@pytest.fixture
+def libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place for libraries of our own; those that are loaded already are forgotten meanwhile."""
+    for name in ("paramiko", "invoke"):
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    return tmp_path
+
+
+@pytest.mark.parametrize(("text", "taken"), [(OPTIONAL, False), ("import invoke\n", True)])
+def test_paramiko_is_loaded_without_invoke_where_it_can_be(libraries: Path, text: str, taken: bool) -> None:
+    (libraries / "paramiko.py").write_text(f'{text}__version__ = "4.0.0"\n', encoding="utf-8")
+    (libraries / "invoke.py").write_text("", encoding="utf-8")
+    paramiko = load_paramiko()
+    assert (paramiko.invoke is not None) == taken
+    assert ("invoke" in sys.modules) == taken and importlib.import_module("invoke").__file__
+
+
+def test_what_is_loaded_already_is_taken(libraries: Path) -> None:
+    (libraries / "paramiko.py").write_text(f'{OPTIONAL}__version__ = "4.0.0"\n', encoding="utf-8")
+    (libraries / "invoke.py").write_text("", encoding="utf-8")
+    invoke = importlib.import_module("invoke")
+    assert load_paramiko().invoke is invoke and load_paramiko() is sys.modules["paramiko"]
+
+
+@pytest.mark.parametrize("version", ["3.4.1", "2.12.0"])
+def test_an_old_paramiko_is_refused(libraries: Path, version: str) -> None:
+    (libraries / "paramiko.py").write_text(f'__version__ = "{version}"\n', encoding="utf-8")
+    with pytest.raises(Refused) as caught:
+        load_paramiko()
+    assert caught.value.code == "NO_PARAMIKO" and version in caught.value.message
+
+
+def test_no_paramiko_is_refused(libraries: Path) -> None:
+    (libraries / "paramiko.py").write_text("raise ImportError('half installed')\n", encoding="utf-8")
+    with pytest.raises(Refused) as caught:
+        load_paramiko()
+    assert caught.value.code == "NO_PARAMIKO" and caught.value.remedy
+    assert "invoke" not in sys.modules
