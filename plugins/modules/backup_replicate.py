@@ -212,7 +212,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._store_module 
     transfer_spec,
 )
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._replicate import replicate
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._request import replicate_request
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._request_replicate import replicate_request
 
 
 def argument_spec() -> dict[str, t.Any]:

@@ -4,7 +4,7 @@
 
 # This module util is PRIVATE to the collection. It can change at any time.
 
-"""From options of ``backup_ship`` and ``backup_replicate`` to requests.
+"""From options of ``backup_ship`` to requests, and what those of ``backup_replicate`` have in common with them.
 
 Whatever cannot be meant is refused here, all of it at once.
 """
@@ -14,13 +14,11 @@ from __future__ import annotations
 import os
 import typing as t
 
-from .._core.manifest import Sealed, path_problem
+from .._core.manifest import Sealed
 from .._core.strict import SHA256, utc_seconds
 from .._errors import Reason, Refused
 from ._discover import Source
 from ._endpoint import Endpoint, LocalEndpoint, SftpEndpoint
-from ._other import Site
-from ._replicate import ReplicateRequest
 from ._ship import Cluster, ShipRequest
 from ._ssh import SshTarget
 from ._stage import StageRequest
@@ -29,25 +27,25 @@ Options = t.Mapping[str, t.Any]
 MAX_WORKERS = 8
 
 
-def _silent(_line: str) -> None:
+def silent(_line: str) -> None:
     return
 
 
 def ship_request(
     options: Options,
     identify: t.Callable[[str], str] | None = None,
-    say: t.Callable[[str], None] = _silent,
+    say: t.Callable[[str], None] = silent,
 ) -> ShipRequest:
     """The request for ``state: published``. Raises :class:`Refused` (code BAD_OPTION)."""
-    reasons = _numbers(options, {f"sources[{index}]": source for index, source in enumerate(options["sources"])})
+    reasons = numbers(options, {f"sources[{index}]": source for index, source in enumerate(options["sources"])})
     if not options["sources"]:
-        reasons.append(_bad("sources is empty: nothing says where backups are delivered to"))
+        reasons.append(bad("sources is empty: nothing says where backups are delivered to"))
     for index, source in enumerate(options["sources"]):
         if source.get("host") and not source.get("user"):
-            reasons.append(_bad(f"sources[{index}] names a host and no user"))
+            reasons.append(bad(f"sources[{index}] names a host and no user"))
         for path, sha256 in (source.get("hashes") or {}).items():
             if not SHA256.match(str(sha256)):
-                reasons.append(_bad(f"sources[{index}].hashes: {sha256!r} of {path} is no SHA-256 in lower-case hex"))
+                reasons.append(bad(f"sources[{index}].hashes: {sha256!r} of {path} is no SHA-256 in lower-case hex"))
     started = options.get("snapshot_started") or None
     reasons += _utc("snapshot_started", started)
     for index, sealed in enumerate(options["sealed_for"]):
@@ -55,7 +53,7 @@ def ship_request(
     members = []
     for index, member in enumerate(options["cluster"]["members"]):
         if not isinstance(member.get("name"), str) or not member["name"]:
-            reasons.append(_bad(f"cluster.members[{index}] has no name"))
+            reasons.append(bad(f"cluster.members[{index}] has no name"))
             continue
         members.append(
             {
@@ -64,13 +62,13 @@ def ship_request(
                 "host_id": str(member.get("host_id") or ""),
             }
         )
-    _refuse(reasons)
+    refuse(reasons)
     cluster = options["cluster"]
     return ShipRequest(
         store=options["store"],
         cluster=Cluster(cluster["fingerprint"], cluster["uid"], cluster["version"], tuple(members)),
         sources=tuple(
-            Source(_endpoint(source, options), _path(source), source["layout"], source.get("hashes") or {})
+            Source(endpoint(source, options), _path(source), source["layout"], source.get("hashes") or {})
             for source in options["sources"]
         ),
         sealed_for=tuple(
@@ -94,13 +92,13 @@ def ship_request(
     )
 
 
-def stage_request(options: Options, say: t.Callable[[str], None] = _silent) -> StageRequest:
+def stage_request(options: Options, say: t.Callable[[str], None] = silent) -> StageRequest:
     """The request for ``state: staged``. Raises :class:`Refused` (code BAD_OPTION)."""
-    reasons = _numbers(options, {"push": options["push"]})
+    reasons = numbers(options, {"push": options["push"]})
     fingerprint = (options.get("cluster") or {}).get("fingerprint") or ""
     if not fingerprint and not options.get("cluster_id"):
-        reasons.append(_bad("neither cluster_id nor cluster says which cluster's backup is meant"))
-    _refuse(reasons)
+        reasons.append(bad("neither cluster_id nor cluster says which cluster's backup is meant"))
+    refuse(reasons)
     push = options["push"]
     return StageRequest(
         store=options["store"],
@@ -116,34 +114,7 @@ def stage_request(options: Options, say: t.Callable[[str], None] = _silent) -> S
     )
 
 
-def replicate_request(options: Options, say: t.Callable[[str], None] = _silent) -> ReplicateRequest:
-    """The request of ``backup_replicate``. Raises :class:`Refused` (code BAD_OPTION)."""
-    other = options["other"]
-    reasons = _numbers(options, {"other": other})
-    if other.get("host") and not other.get("user"):
-        reasons.append(_bad("other names a host and no user"))
-    if not other["path"].startswith("/") or path_problem(other["path"].strip("/")) or set("*?[") & set(other["path"]):
-        reasons.append(_bad(f"other.path is {other['path']!r}; give the absolute path of the root directory there"))
-    _refuse(reasons)
-    return ReplicateRequest(
-        store=options["store"],
-        other=Site(
-            _endpoint(other, options), other["path"].rstrip("/"), other.get("name") or other.get("host") or "other"
-        ),
-        only_repair=options["state"] == "repaired",
-        cluster_id=options["cluster_id"] or "",
-        fingerprint=options["fingerprint"] or "",
-        new_cluster=options["new_cluster"],
-        headroom=options["headroom"],
-        workers=options["workers"],
-        rate_limit=float(options["rate_limit"] or 0),
-        accept=frozenset(options["accept"]),
-        run_id=options["run_id"],
-        say=say,
-    )
-
-
-def _endpoint(source: Options, options: Options) -> Endpoint:
+def endpoint(source: Options, options: Options) -> Endpoint:
     return SftpEndpoint(_target(source, options)) if source.get("host") else LocalEndpoint()
 
 
@@ -174,23 +145,21 @@ def _target(login: Options, options: Options) -> SshTarget:
     )
 
 
-def _numbers(options: Options, logins: t.Mapping[str, Options]) -> list[Reason]:
+def numbers(options: Options, logins: t.Mapping[str, Options]) -> list[Reason]:
     reasons = []
     if options["rate_limit"] is not None and options["rate_limit"] <= 0:
-        reasons.append(
-            _bad(f"rate_limit is {options['rate_limit']}; give bytes a second, or leave it out for no limit")
-        )
+        reasons.append(bad(f"rate_limit is {options['rate_limit']}; give bytes a second, or leave it out for no limit"))
     if not 1 <= options["workers"] <= MAX_WORKERS:
-        reasons.append(_bad(f"workers is {options['workers']}; give 1 to {MAX_WORKERS}"))
+        reasons.append(bad(f"workers is {options['workers']}; give 1 to {MAX_WORKERS}"))
     for name in ("quiet", "patience", "headroom"):
         if name in options and not 0 <= options[name] < float("inf"):
-            reasons.append(_bad(f"{name} is {options[name]}; it must not be negative"))
+            reasons.append(bad(f"{name} is {options[name]}; it must not be negative"))
     for name in ("connect_timeout", "stall_timeout"):
         if not 0 < options[name] < float("inf"):
-            reasons.append(_bad(f"{name} is {options[name]}; it must be more than 0 seconds"))
+            reasons.append(bad(f"{name} is {options[name]}; it must be more than 0 seconds"))
     for name, login in logins.items():
         if not 0 < login.get("port", 22) < 65536:
-            reasons.append(_bad(f"{name}.port is {login['port']}"))
+            reasons.append(bad(f"{name}.port is {login['port']}"))
     return reasons
 
 
@@ -198,14 +167,14 @@ def _utc(name: str, value: str | None) -> list[Reason]:
     try:
         utc_seconds(value or "1970-01-01T00:00:00Z")
     except ValueError as error:
-        return [_bad(f"{name}: {error}")]
+        return [bad(f"{name}: {error}")]
     return []
 
 
-def _bad(message: str) -> Reason:
+def bad(message: str) -> Reason:
     return Reason("BAD_OPTION", message + ".", "See ansible-doc for what this option may be.")
 
 
-def _refuse(reasons: t.Sequence[Reason]) -> None:
+def refuse(reasons: t.Sequence[Reason]) -> None:
     if reasons:
         raise Refused("These options cannot be meant.", "BAD_OPTION", "Correct them.", reasons=reasons)
