@@ -153,8 +153,8 @@ def body(shell: Shell) -> Outcome:
     after = [path for path in before if not shell.check_mode and os.path.lexists(path)]
     return Outcome(
         bool(going),
-        before=before,
-        after=after,
+        before={"files": before},
+        after={"files": after},
         removed=[one.id for one in going],
         freed=sum(file.size for one in going for file in one.files),
         stays=stays,

@@ -212,6 +212,7 @@ def test_the_difference_is_what_before_and_after_say(world: World) -> None:
     assert result["changed"] is (result["before"] != result["after"])
     if result["before"] is not None:
         assert result["diff"] == {"before": result["before"], "after": result["after"]}
+        assert all(isinstance(side, (dict, str)) for side in result["diff"].values()), "Ansible shows nothing else"
 
 
 def test_returns_are_what_is_documented(world: World) -> None:

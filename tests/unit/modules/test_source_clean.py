@@ -97,6 +97,7 @@ def test_whatever_speaks_against_it_is_said(drop: Path, tmp_path: Path) -> None:
     answer = clean(drop, backups)
     assert answer.result["removed"] == ["b8"], "what a killed run left of a delivery goes too"
     assert files(drop) == [path for path in before if not path.startswith("backup_8/")]
+    assert answer.result["diff"]["before"]["files"] and answer.result["diff"]["after"] == {"files": []}
     assert reasons(answer) == {
         "b1": ["NOT_VERIFIED"],
         "b2": ["NOT_VERIFIED"],
