@@ -61,6 +61,6 @@ def test_the_role_fills_the_second_store_and_is_quiet_then(tmp_path: Path) -> No
     )  # fmt: skip
     assert "changed=1" in done.stdout and "failed=0" in done.stdout, done.stdout + done.stderr
     assert f"bring {filler.ids[0]}, 10 bytes, verified and published" in done.stdout
-    assert "2 backups are good here and stay as they are" in done.stdout
+    assert "2 backups were good here already" in done.stdout
     assert "2 of 2 copies verified" in done.stdout
     assert "2 copies" in done.stdout and sorted(os.listdir(second / filler.cluster_id / "backups")) == filler.ids
