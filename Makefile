@@ -14,6 +14,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(shell { cat requirements/dev.txt; pwd; } | sha256sum | cut -c1-16)
 LINK := build/collections/ansible_collections/kmsops/fortanix_dsm
 LAB := lab/lab
+# Debian packages
+FOR_UNITS := openssh-client openssl iproute2
+FOR_SANITY := git shellcheck
+FOR_INTEGRATION := openssh-server iproute2 procps gcc libc6-dev
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/build/collections
@@ -43,6 +47,7 @@ rehearsal: machine venv lab-build ## The vendor's whole disaster plan, end to en
 	@$(BIN)/python lab/rehearse
 
 test: machine venv ## Everything that CI runs
+	@requirements/system $(sort $(FOR_UNITS) $(FOR_SANITY) $(FOR_INTEGRATION))
 	@tests/all 'lint sanity units types contract reuse' integration lab-build lab-selftest stories
 
 check: lint types units contract reuse ## Lint, types and units: fast, no lab
@@ -57,20 +62,22 @@ types: venv ## mypy, strict on _core, _parse and _transfer
 	$(BIN)/mypy
 
 units: venv ## Unit tests, no lab and no network
+	@requirements/system $(FOR_UNITS)
 	$(BIN)/python -m pytest -q -n 2 tests/unit tests/standin tests/lab
 
 contract: venv ## One contract over all modules: the documentation is executed
+	@requirements/system $(FOR_UNITS)
 	$(BIN)/python -m pytest -q -n 2 tests/contract
 
 reuse: venv ## Every file says its licence
 	$(BIN)/reuse --suppress-deprecation lint --quiet || $(BIN)/reuse lint
 
 sanity: venv ## ansible-test sanity, without ignores
-	@requirements/system git shellcheck
+	@requirements/system $(FOR_SANITY)
 	@tests/sanity/run
 
 integration: venv ## Transfers against a real sshd on this machine; the bench itself
-	@requirements/system openssh-server iproute2 procps gcc libc6-dev
+	@requirements/system $(FOR_INTEGRATION)
 	$(BIN)/python -m pytest -q -n 4 tests/integration/transfer
 	$(BIN)/python -m pytest -q tests/integration/bench
 

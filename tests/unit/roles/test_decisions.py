@@ -73,12 +73,17 @@ def test_preflight_tells_what_its_caller_found_among_its_own_reasons_one_a_line(
     found = {"code": "SOURCE_MISSING", "message": "nothing is there", "remedy": "put it there"}
     more = {
         "preflight_confirm": "",
-        "preflight_checks": [{**found, "refuse": True}, {**found, "code": "QUIET", "refuse": False}],
+        "preflight_checks": [
+            {**found, "refuse": True},
+            {**found, "code": "QUIET", "refuse": False},
+            {"code": "MODULE_SAID", "message": "It is gone.", "remedy": "Bring it back.", "refuse": True},
+        ],
     }
     told = decide("preflight", {**GOOD, **more}, "__preflight_sentences")["__preflight_sentences"]
     assert told == [
         "CONFIRM_MISSING: this changes dr1 for good and nobody confirmed it. What to do: say -e dsm_confirm=dr1.",
         "SOURCE_MISSING: nothing is there. What to do: put it there.",
+        "MODULE_SAID: It is gone. What to do: Bring it back.",
     ]
 
 
