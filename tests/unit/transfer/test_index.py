@@ -33,7 +33,11 @@ def filler(tmp_path: Path) -> Filler:
 
 
 def everything(filler: Filler) -> dict[str, Any]:
-    return info(str(filler.path.parent), "", "")
+    """What is said of the store, but for the moment at which it was looked at."""
+    said = info(str(filler.path.parent), "", "")
+    for site in said["sites"]:
+        assert site.pop("looked_at")
+    return said
 
 
 def indexed(filler: Filler) -> Path:
