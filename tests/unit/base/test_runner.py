@@ -416,8 +416,9 @@ def test_operations_that_exclude_each_other_do_not_run_beside_each_other(operati
 
 
 def test_an_end_that_was_acknowledged_is_not_reported_again(operations, tmp_path):
-    argv = counting(tmp_path, "exit 3")
+    argv = counting(tmp_path, f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; exit 3")
     operations.start_or_attach("join", argv, timeout=120, wait=False)
+    (tmp_path / "go").touch()  # not before: whoever starts it and sees its end at once reports it
     until(lambda: not operations.status("join").running)
     first, second = operations.acknowledge("join"), operations.acknowledge("join")
     assert (first.rc, first.reported, second.reported) == (3, False, True)
