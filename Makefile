@@ -48,7 +48,7 @@ rehearsal: machine venv lab-build ## The vendor's whole disaster plan, end to en
 
 test: machine venv ## Everything that CI runs
 	@requirements/system $(sort $(FOR_UNITS) $(FOR_SANITY) $(FOR_INTEGRATION))
-	@tests/all 'lint sanity types reuse' units contract integration lab-build lab-selftest stories
+	@tests/all 'lab-build lint types reuse sanity' units contract integration lab-selftest stories
 
 check: lint types units contract reuse ## Lint, types and units: fast, no lab
 

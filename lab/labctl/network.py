@@ -149,6 +149,11 @@ def remove() -> None:
         in_wan("ip", "-force", "-batch", "-", stdin="".join(f"link del {link}\n" for link in links), check=False)
     for name in present():
         run(["ip", "netns", "del", name], check=False)
+    place = paths.namespace("")
+    if place.is_dir() and not any(place.iterdir()):
+        # iproute2 makes and mounts this with the first name on a machine, and never takes it away.
+        run(["umount", str(place)], check=False)
+        place.rmdir()
 
 
 # ---- breaking and healing

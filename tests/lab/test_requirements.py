@@ -116,6 +116,6 @@ def test_parts_named_in_one_argument_are_made_together(machine: Machine) -> None
     done = machine("tests/all", "one", "two three", make='echo "making $*"')
     assert [line for line in done.stdout.splitlines() if line.startswith("making")] == [
         "making one",
-        "making --jobs=2 --output-sync=target two three",
+        "making --jobs=2 --output-sync=line two three",
     ]
     assert done.stdout.splitlines()[-1].startswith("== one 0:00, two three 0:0")
