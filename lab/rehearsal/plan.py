@@ -102,7 +102,7 @@ class Plan:
 
     def _prepare_store(self, earlier: dict[str, t.Any] | None, up_is_over: threading.Event) -> bool:
         """The store's own software, as soon as its host answers: production is still being formed then."""
-        while not self._hosts_answer(earlier):
+        while not self.hosts_answer(earlier):
             if up_is_over.wait(0.2):
                 return False  # the site failed, as its own step says
         variables = {**self.variables, "dsm_store_wheelhouse": str(wheelhouse.provide())}
@@ -244,7 +244,7 @@ class Plan:
         state = self._lab_state()
         return state is None or _is_of_a_rehearsal(state)
 
-    def _hosts_answer(self, earlier: dict[str, t.Any] | None) -> bool:
+    def hosts_answer(self, earlier: dict[str, t.Any] | None) -> bool:
         """Whether the lab that is coming up now, not an ``earlier`` one, has come so far."""
         state = self._lab_state()
         if state is None or not _is_of_a_rehearsal(state) or state.get("phase") not in HOSTS_ANSWER:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Callable
@@ -86,6 +87,14 @@ def test_a_good_machine_hears_nothing(machine: Machine) -> None:
 def test_packages_that_are_there_are_not_asked_for(machine: Machine) -> None:
     done = machine("requirements/system", "git", "podman", dpkg_query="printf installed", apt_get="exit 9")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_packages_are_asked_for_by_one_at_a_time() -> None:
+    script = CHECKOUT / "requirements" / "system"
+    with open(script, encoding="utf-8") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(subprocess.TimeoutExpired):
+            subprocess.run([str(script), "bash"], check=False, timeout=0.5)
 
 
 def test_missing_packages_are_named_to_who_may_not_install_them(machine: Machine) -> None:

@@ -215,6 +215,17 @@ def test_the_store_is_prepared_while_production_forms(
     assert [seen["phase"] for seen in lab.played] == ["forming"]
 
 
+def test_the_store_waits_for_hosts_that_answer(place: Path, tmp_path: Path) -> None:
+    plan = plans.Plan(Lab(place), tmp_path / "of-rehearsal")
+    place.mkdir(exist_ok=True)
+    ours = {"purpose": plans.PURPOSE, "checkout": str(plans.CHECKOUT), "owner_pid": 7}
+    answers = {}
+    for phase in ("creating", "forming", "ready", "removing"):
+        state.file().write_text(json.dumps({**ours, "phase": phase}))
+        answers[phase] = plan.hosts_answer(None)
+    assert answers == {"creating": False, "forming": True, "ready": True, "removing": False}
+
+
 def test_the_store_of_an_earlier_lab_is_left_alone(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
