@@ -178,7 +178,9 @@ accepted:
   type: list
   elements: dict
 table:
-  description: The plan as lines of text for a person.
+  description:
+    - The plan as lines of text for a person.
+    - What goes has a line each. Neighbours that stay for the same reasons share a line.
   returned: success
   type: list
   elements: str

@@ -137,6 +137,11 @@ verdicts:
     files:
       description: How many files were read.
       type: int
+table:
+  description: The verdicts as lines of text for a person; neighbours of which the same is said share a line.
+  returned: success
+  type: list
+  elements: str
 turn:
   description: The slice that was read.
   returned: success
@@ -178,6 +183,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._met
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._verify import (
     VerifyRequest,
     refuse_failed,
+    table,
     verify,
 )
 
@@ -238,6 +244,7 @@ def body(shell: Shell) -> Outcome:
         False,
         cluster_id=store.identity.cluster_id,
         verdicts=[verdict.as_dict() for verdict in result.verdicts],
+        table=table(result.verdicts),
         turn=result.turn,
         sites=result.sites,
         reasons=[reason.as_dict() for reason in result.reasons if reason not in accepted],

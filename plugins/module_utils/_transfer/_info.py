@@ -13,7 +13,7 @@ import os
 import time
 import typing as t
 
-from .._core import ledger
+from .._core import ledger, tables
 from .._core.openability import classify, copy_of
 from .._core.parts import missing
 from ._keeping import Kept, keep, last_full_read
@@ -107,7 +107,7 @@ def _shown(item: t.Mapping[str, t.Any]) -> str:
 
 def table(backups: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
     """Lines of a table: id, size, state, verdict, start of the snapshot, pin, worth to each node."""
-    rows = [("BACKUP", "BYTES", "STATE", "VERDICT", "SNAPSHOT STARTED", "PIN", "WORTH TO")]
+    rows = []
     for item in backups:
         worth = ", ".join(f"{pair['node']}: {pair['kind']}" for pair in item.get("pairs", ()))
         why = "; ".join(reason["message"] for reason in item["reasons"])
@@ -115,5 +115,4 @@ def table(backups: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
         pin = item["pin"]["who"] if item["pin"] else "-"
         last = "; ".join(filter(None, (worth, why)))
         rows.append((item["id"], str(item.get("bytes", "-")), _shown(item), item["verdict"], started, pin, last))
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    return ["  ".join([*(row[column].ljust(widths[column]) for column in range(6)), row[6]]).rstrip() for row in rows]
+    return tables.lines(("BACKUP", "BYTES", "STATE", "VERDICT", "SNAPSHOT STARTED", "PIN", "WORTH TO"), rows)

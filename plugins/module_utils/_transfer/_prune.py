@@ -19,7 +19,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from .._core import ledger, retention
+from .._core import ledger, retention, tables
 from .._core.manifest import BACKUP_ID
 from .._core.parts import missing
 from .._core.strict import Problem, utc_text
@@ -378,10 +378,10 @@ def described(one: retention.Decision) -> dict[str, t.Any]:
 
 
 def table(plan: retention.Plan) -> list[str]:
-    """The plan for a person: one line for each backup."""
-    rows = [("BACKUP", "BYTES", "VERDICT", "", "WHY")]
+    """The plan for a person: a line for each backup that goes, and for what stays no more than its reasons need."""
+    rows = []
     for one in plan.decisions:
         why = "; ".join(f"{reason.code}: {reason.message}" for reason in one.reasons)
-        rows.append((one.item.id, str(one.item.bytes), one.item.verdict, "goes" if one.remove else "stays", why))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return ["  ".join([*(row[column].ljust(widths[column]) for column in range(4)), row[4]]) for row in rows]
+        said = (one.item.verdict, "goes" if one.remove else "stays", why)
+        rows.append(tables.Row(one.item.id, one.item.bytes, said, alone=one.remove))
+    return tables.lines(("BACKUP", "BYTES", "VERDICT", "", "WHY"), tables.condensed(rows))

@@ -16,7 +16,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from .._core import freshness, ledger, rotation
+from .._core import freshness, ledger, rotation, tables
 from .._core.cron import Schedule
 from .._core.manifest import FileEntry, Manifest
 from .._core.parts import missing
@@ -361,6 +361,20 @@ def _judge_completeness(
                 hard=False,
             )
         )
+
+
+def table(verdicts: t.Iterable[Verdict]) -> list[str]:
+    """The verdicts for a person: what is wrong line by line, and what is right in few."""
+    rows = []
+    for one in verdicts:
+        how = "a part" if one.partial else "whole"
+        if not one.files:
+            how = "nothing"
+        why = "; ".join(problem.message for problem in one.reasons)
+        rows.append(tables.Row(one.id, one.bytes, (how, one.verdict, why), alone=one.verdict != "ok"))
+    if not rows:
+        return ["There was nothing to read."]
+    return tables.lines(("BACKUP", "BYTES READ", "READ", "VERDICT", "WHY"), tables.condensed(rows))
 
 
 def refuse_failed(result: VerifyResult, accept: t.Collection[str], report_only: bool) -> list[Reason]:

@@ -110,6 +110,14 @@ def test_it_removes_what_the_plan_says_and_records_it(filler: Filler) -> None:
     assert told[ids[0]] == ["goes", "COUNT:"] and told[ids[5]][0] == "stays"
 
 
+def test_a_plan_for_many_is_a_short_table(filler: Filler) -> None:
+    ids = fill(filler, *["ok"] * 8)
+    lines = run(filler, Policy(keep=1, max_age=10.0**8), check=True).returns()["table"]
+    assert lines[1].startswith(f"{ids[0]} to {ids[6]} (7)  70 ") and lines[2].startswith(ids[7]) and len(lines) == 3
+    lines = run(filler, Policy(keep=1, max_copies=1), check=True).returns()["table"]
+    assert [line.split()[0] for line in lines[1:]] == ids
+
+
 def test_what_it_returns(filler: Filler) -> None:
     ids = fill(filler, "ok", "ok", "ok")
     returned = run(filler, Policy(keep=1, max_copies=2, max_age=10.0**8)).returns()

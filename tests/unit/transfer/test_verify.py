@@ -29,6 +29,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ver
     VerifyRequest,
     VerifyResult,
     refuse_failed,
+    table,
     verify,
 )
 
@@ -336,6 +337,25 @@ def test_a_wreck_with_a_bad_manifest_is_failed_and_not_lost(filler: Filler) -> N
     (filler.backups / filler.ids[0] / "manifest.json").write_bytes(b"?")
     result = run(filler)
     assert doubts(result) == [] and [one.verdict for one in result.verdicts] == ["failed", "ok"]
+
+
+def test_what_is_wrong_stands_out_of_the_table(filler: Filler) -> None:
+    assert table([]) == ["There was nothing to read."]
+    ids = [filler.publish() for _ in range(9)]
+    filler.close()
+    data = next((filler.backups / ids[4] / "data").iterdir())
+    data.write_bytes(b"X" * data.stat().st_size)
+    lines = table(run(filler).verdicts)
+    assert [line.split("  ")[0] for line in lines] == [
+        "BACKUP",
+        f"{ids[0]} to {ids[3]} (4)",
+        ids[4],
+        f"{ids[5]} to {ids[8]} (4)",
+    ]
+    assert " whole " in lines[1] and "failed   " in lines[2] and "its SHA-256 differs" in lines[2]
+    another = rotation.slice_of(ids[0], data.name, 3) % 3 + 1
+    lines = table(run(filler, ids=ids[:1], turn=another, turns=3).verdicts)
+    assert " nothing " in lines[1] and " ok" in lines[1]
 
 
 def test_what_is_wrong_is_counted(filler: Filler) -> None:
