@@ -180,7 +180,7 @@ accepted:
 table:
   description:
     - The plan as lines of text for a person.
-    - What goes has a line each. Neighbours that stay for the same reasons share a line.
+    - Neighbours that go, or stay, for the same reasons share a line.
   returned: success
   type: list
   elements: str

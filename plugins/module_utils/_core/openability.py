@@ -13,6 +13,7 @@ database* [seed: backup and restore, 3.0 step 2]. So a backup is worth something
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .manifest import Manifest, Sealed
 from .strict import Problem, utc_seconds
@@ -112,3 +113,27 @@ def _order(copy: Copy, sealed: Sealed, contradictions: list[Problem], doubts: li
         doubts.append(
             Problem("NOT_MEMBER", f"{sealed.node} was no longer a member when the snapshot of {copy.id} started")
         )
+
+
+def describe(manifest: Manifest) -> dict[str, Any]:
+    """A backup as modules return it: the manifest, the hash of a single file, and what it is worth to which node."""
+    archive = manifest.archive
+    copy = copy_of(manifest)
+    pairs = []
+    for sealed in manifest.sealed_for:
+        pair = classify(copy, sealed.node)
+        pairs.append(
+            {
+                "node": pair.node,
+                "kind": pair.kind,
+                "reasons": [{"code": item.code, "message": item.message} for item in pair.reasons],
+            }
+        )
+    value = manifest.as_dict()
+    return {
+        **value,
+        "sha256": archive.sha256 if archive else manifest.digest,
+        "archive": archive.path if archive else None,
+        "file_count": len(manifest.files),
+        "pairs": pairs,
+    }

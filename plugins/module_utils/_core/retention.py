@@ -216,13 +216,13 @@ def _rules(item: Item, policy: Policy, newer: int, age: float, frozen: str) -> l
     reasons = []
     old_enough = not policy.keep_within or age >= policy.keep_within
     if policy.max_copies is not None and newer >= policy.max_copies and old_enough:
-        reasons.append(Problem("COUNT", f"{newer} verified copies are newer, {policy.max_copies} are wanted"))
+        reasons.append(Problem("COUNT", f"the {policy.max_copies} verified copies that are wanted are newer"))
     if frozen or newer < policy.keep:
         return reasons
     if policy.max_age is not None and age > policy.max_age:
-        reasons.append(Problem("AGE", f"{age:.0f} s older than the newest verified copy, {policy.max_age:.0f} allowed"))
+        reasons.append(Problem("AGE", f"more than {policy.max_age:.0f} s older than the newest verified copy"))
     if item.verdict == "failed" and age > policy.failed_grace:
-        reasons.append(Problem("FAILED", f"it failed verification, and {newer} verified copies are newer"))
+        reasons.append(Problem("FAILED", f"it failed verification, {policy.keep} or more verified copies are newer"))
     return reasons
 
 
@@ -243,10 +243,11 @@ def _make_room(
     available = sum(item.bytes for item in surplus)
     if available < wanted:
         return wanted - available
+    why = Problem("SPACE", f"the next backup needs {wanted} bytes more than are free or become free by the rules")
     for item in sorted(surplus, key=lambda one: (one.verdict != "failed", one.sequence)):
         if wanted <= 0:
             break
-        going[item.id] = [Problem("SPACE", f"{wanted} bytes are missing for the next backup")]
+        going[item.id] = [why]
         wanted -= item.bytes
     return 0
 

@@ -14,12 +14,11 @@ import time
 import typing as t
 
 from .._core import ledger, tables
-from .._core.openability import classify, copy_of
+from .._core.openability import classify, copy_of, describe
 from .._core.parts import missing
 from ._keeping import Kept, keep, last_full_read
-from ._other import sites
 from ._parts import states
-from ._ship import describe
+from ._sites import sites
 from ._store import ClusterStore, identities
 
 #: What a list says of each backup; the rest is said by its description.

@@ -15,8 +15,11 @@ import time
 from .._core import ledger, metrics, retention
 from .._core.strict import Invalid, load, utc_seconds
 from .._errors import DsmError, Refused
+from ._disk import read_bytes, write_atomically
 from ._keeping import items, keep, least_recent_read, members
-from ._store import ClusterStore, read_bytes, write_atomically
+from ._store import (
+    ClusterStore,
+)
 
 
 def check_path(path: str | None) -> None:

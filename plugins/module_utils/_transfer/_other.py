@@ -9,22 +9,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import posixpath
-import socket
 import typing as t
 from dataclasses import dataclass
 
 from .._core import catalogue, ledger, parts, replication
 from .._core import manifest as manifests
 from .._core.manifest import BACKUP_ID, CLUSTER_ID, Manifest
-from .._core.strict import Invalid, Problem, utc_text
-from .._errors import DsmError, Refused, Unreadable
+from .._core.strict import Invalid, Problem
+from .._errors import Refused, Unreadable
 from ._discover import Item, Source, discover
 from ._endpoint import Endpoint, Session
-from ._keeping import Kept
-from ._store import ClusterStore, as_reasons, read_bytes, write_atomically
+from ._store import as_reasons
 
 _DOCUMENT = 64 << 20
 _LEDGER = 1 << 30
@@ -140,33 +136,6 @@ class Look:
     def copies(self, cluster_id: str) -> list[str]:
         """Ids of what might be a backup there."""
         return [name for name in self.names(cluster_id, "backups") if BACKUP_ID.match(name)]
-
-
-def remember(store: ClusterStore, found: replication.Site) -> None:
-    """What was seen of the other site."""
-    data = json.dumps(replication.dump_site(found), sort_keys=True).encode("ascii")
-    write_atomically(os.path.join(store.path, "other.json"), data)
-
-
-def other_site(store: ClusterStore) -> replication.Site | None:
-    """What was last seen of the other site; None if nothing was, or it cannot be read."""
-    try:
-        return replication.parse_site(read_bytes(os.path.join(store.path, "other.json")))
-    except (FileNotFoundError, Invalid, DsmError):
-        return None
-
-
-def sites(store: ClusterStore, kept: t.Iterable[Kept], now: float) -> list[dict[str, t.Any]]:
-    """How new the backups of this site are, and of the other one when it was last looked at."""
-    copies = [
-        replication.Copy(one.entry.id, one.entry.manifest.published_at, one.verdict)
-        for one in kept
-        if one.entry.manifest is not None
-    ]
-    own = replication.site(socket.gethostname(), utc_text(now), copies)
-    other = other_site(store)
-    told = [(True, own), *([(False, other)] if other is not None else [])]
-    return [{"cluster_id": store.identity.cluster_id, "here": here, **found._asdict()} for here, found in told]
 
 
 def copies_there(folded: ledger.Folded, listed: t.Iterable[str]) -> dict[str, replication.Copy]:

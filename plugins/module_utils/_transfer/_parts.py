@@ -16,7 +16,10 @@ import typing as t
 from .._core import catalogue, parts
 from .._core.strict import Invalid, utc_text
 from .._errors import DsmError, Refused, Unreadable
-from ._store import ClusterStore, make_directory, read_bytes, remove_tree, write_atomically
+from ._disk import make_directory, read_bytes, remove_tree, write_atomically
+from ._store import (
+    ClusterStore,
+)
 
 LARGEST = 64 << 20
 FILE = "bundle.cms"

@@ -25,9 +25,18 @@ from .._core.parts import missing
 from .._core.strict import Problem, utc_text
 from .._errors import DsmError, Reason, Refused, refuse_unless_accepted
 from . import _metrics
+from ._disk import remove_tree
 from ._keeping import items, keep, lacking, lost_history, members, remains, tree_bytes
 from ._parts import states
-from ._store import BAD, Checkpoint, ClusterStore, Entry, Lease, as_reasons, no_checkpoint, remove_tree
+from ._store import (
+    BAD,
+    Checkpoint,
+    ClusterStore,
+    Entry,
+    Lease,
+    as_reasons,
+    no_checkpoint,
+)
 
 
 @dataclass(frozen=True)
@@ -378,10 +387,9 @@ def described(one: retention.Decision) -> dict[str, t.Any]:
 
 
 def table(plan: retention.Plan) -> list[str]:
-    """The plan for a person: a line for each backup that goes, and for what stays no more than its reasons need."""
+    """The plan for a person. Each backup's age is in the plan itself."""
     rows = []
     for one in plan.decisions:
         why = "; ".join(f"{reason.code}: {reason.message}" for reason in one.reasons)
-        said = (one.item.verdict, "goes" if one.remove else "stays", why)
-        rows.append(tables.Row(one.item.id, one.item.bytes, said, alone=one.remove))
+        rows.append(tables.Row(one.item.id, one.item.bytes, (one.item.verdict, "goes" if one.remove else "stays", why)))
     return tables.lines(("BACKUP", "BYTES", "VERDICT", "", "WHY"), tables.condensed(rows))

@@ -14,7 +14,6 @@ in it is hashed again before it is trusted.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -26,6 +25,7 @@ from dataclasses import dataclass, field
 from .._errors import DsmError, Refused
 from . import _policy
 from ._discover import Item
+from ._disk import FULL, store_full
 from ._endpoint import Endpoint
 from ._pool import Member, Pool
 from ._ranges import Piece, Plan, Range, journal_line, range_length, read_journal
@@ -47,7 +47,6 @@ from ._worker import (
 
 #: Codes of failed connections that may be gone a moment later.
 TRANSIENT = frozenset(("CONNECTION_LOST", "STALLED", "SSH_REFUSED", "SSH_UNREACHABLE", "WORKERS_DIED"))
-FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 #: A worker that has something to do and gives no sign of life for so long (s) is taken for dead.
 DEAD_AFTER = 120.0
 #: Ranges and bytes that a worker has ahead of those it is reading.
@@ -120,16 +119,6 @@ Progress = t.Callable[[int, int, int], None]
 
 def no_progress(_done: int, _total: int, _workers: int) -> None:
     """For callers that show nothing."""
-
-
-def store_full(path: str, error: BaseException) -> Refused:
-    """The error for a store without space or quota (code STORE_FULL)."""
-    return Refused(
-        f"The store is full: {path} cannot be written ({error}).",
-        "STORE_FULL",
-        "Make room (expire old backups by playbook prune_backups, or grow the file system), then run again. "
-        "Backups that were published before are untouched.",
-    )
 
 
 def pull(plan: TransferPlan, progress: Progress = no_progress, pool: Pool | None = None) -> TransferReport:

@@ -26,14 +26,25 @@ from .._core.replication import Here, Step, There
 from .._core.strict import Invalid, Problem, load, utc_text
 from .._errors import DsmError, Reason, Refused, Unreadable, reasons_of
 from . import _structure
+from ._disk import make_directory, read_bytes, remove_tree, store_full, write_atomically
 from ._endpoint import LocalEndpoint, check_local
 from ._keeping import NOT_OURS, keep, ledger_of_other
-from ._other import Look, Site, copies_there, remember, sites
+from ._other import (
+    Look,
+    Site,
+    copies_there,
+)
 from ._parts import FILE, LARGEST, adopt, wanted
 from ._pool import Pool
 from ._progress import Lines
-from ._pull import TRANSIENT, TransferPlan, TransferReport, pull, store_full
+from ._pull import (
+    TRANSIENT,
+    TransferPlan,
+    TransferReport,
+    pull,
+)
 from ._ship import landed_bytes, remove_strangers, shipped_data
+from ._sites import remember, sites
 from ._ssh import require_python
 from ._store import (
     Checkpoint,
@@ -41,11 +52,7 @@ from ._store import (
     Lease,
     as_reasons,
     identities,
-    make_directory,
     no_checkpoint,
-    read_bytes,
-    remove_tree,
-    write_atomically,
 )
 from ._verify import read_back, remember_reads
 

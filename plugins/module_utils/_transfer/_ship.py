@@ -19,17 +19,23 @@ from dataclasses import dataclass, field, replace
 from .._core import ledger
 from .._core.catalogue import next_id
 from .._core.manifest import FileEntry, Manifest, Sealed
-from .._core.openability import classify, copy_of
+from .._core.openability import describe
 from .._core.strict import Invalid, load, utc_seconds, utc_text
 from .._errors import DsmError, Reason, Refused
 from . import _structure
 from ._changed import changed
 from ._discover import LOOK_AGAIN, Source, Unit, check_pattern, discover, expand, settle, tidy
+from ._disk import make_directory, read_bytes, remove_tree, store_full, write_atomically
 from ._endpoint import LocalEndpoint, LocalSession, Session, check_local
 from ._policy import first_workers, pause
 from ._pool import Pool
 from ._progress import Lines
-from ._pull import TRANSIENT, TransferPlan, TransferReport, pull, store_full
+from ._pull import (
+    TRANSIENT,
+    TransferPlan,
+    TransferReport,
+    pull,
+)
 from ._ssh import ConnectionLost, require_python
 from ._store import (
     Checkpoint,
@@ -37,11 +43,7 @@ from ._store import (
     Lease,
     as_reasons,
     identities,
-    make_directory,
     no_checkpoint,
-    read_bytes,
-    remove_tree,
-    write_atomically,
 )
 
 #: How often it is tried to look at a source over a connection that then breaks.
@@ -677,30 +679,6 @@ class _Run:
         if not published:
             described.update(sha256=None, digest=None, published_at=None)
         self.result.backups.append({"published": published, "already": already, **described})
-
-
-def describe(manifest: Manifest) -> dict[str, t.Any]:
-    """A backup as modules return it: the manifest, the hash of a single file, and what it is worth to which node."""
-    archive = manifest.archive
-    copy = copy_of(manifest)
-    pairs = []
-    for sealed in manifest.sealed_for:
-        pair = classify(copy, sealed.node)
-        pairs.append(
-            {
-                "node": pair.node,
-                "kind": pair.kind,
-                "reasons": [{"code": item.code, "message": item.message} for item in pair.reasons],
-            }
-        )
-    value = manifest.as_dict()
-    return {
-        **value,
-        "sha256": archive.sha256 if archive else manifest.digest,
-        "archive": archive.path if archive else None,
-        "file_count": len(manifest.files),
-        "pairs": pairs,
-    }
 
 
 def shipped_data(manifest: Manifest) -> dict[str, t.Any]:

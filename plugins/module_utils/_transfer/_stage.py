@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from .._core import ledger
 from .._core import manifest as manifests
 from .._core.manifest import FileEntry, Manifest
+from .._core.openability import describe
 from .._errors import DsmError, Refused, Unreadable
 from ._discover import Item
 from ._endpoint import SftpEndpoint
@@ -28,7 +29,6 @@ from ._pool import Pool
 from ._progress import Lines
 from ._pull import TransferPlan, TransferReport, pull
 from ._sftp import Attributes, EndOfFile, ProtocolError, Sftp
-from ._ship import describe
 from ._ssh import SshTarget, connect
 from ._store import Checkpoint, ClusterStore, no_checkpoint
 

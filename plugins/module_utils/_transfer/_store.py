@@ -13,11 +13,9 @@ and the manifest last, and whatever a dead run left behind is found again and ch
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import socket
 import time
 import typing as t
@@ -28,7 +26,16 @@ from .._core import manifest as manifests
 from .._core.manifest import BACKUP_ID, CLUSTER_ID, Manifest
 from .._core.strict import Invalid, Problem, utc_text
 from .._errors import DsmError, Reason, Refused, Unreadable
-from ._pull import FULL, store_full
+from ._disk import (
+    FULL,
+    make_directory,
+    read_bytes,
+    remove_tree,
+    store_full,
+    sync_directory,
+    sync_tree,
+    write_atomically,
+)
 
 #: What the manifest of a pruned backup is called until the rest of it is gone.
 REMOVED = "removed.json"
@@ -47,66 +54,6 @@ def no_checkpoint(_step: str) -> None:
 def as_reasons(problems: t.Iterable[Problem], remedy: str = "") -> list[Reason]:
     """Problems of the core as hard reasons."""
     return [Reason(problem.code, problem.message, remedy) for problem in problems]
-
-
-def read_bytes(path: str) -> bytes:
-    """A whole file. Raises :class:`Unreadable` for anything but its absence."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            size = os.fstat(descriptor).st_size
-            pieces = [os.read(descriptor, size + 1)]
-            while len(pieces[-1]) > 0 and sum(map(len, pieces)) != size:
-                pieces.append(os.read(descriptor, 1 << 20))
-            return b"".join(pieces)
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise Unreadable(f"{path} cannot be read: {error.strerror}.", "UNREADABLE", "Check the disk.") from None
-
-
-def sync_directory(path: str) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Replace a file as a whole and durably. Raises :class:`Refused` (code STORE_FULL) or OSError."""
-    temporary = f"{path}.new"
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(os.path.dirname(path))
-    except OSError as error:
-        if error.errno in FULL:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise store_full(path, error) from None
-        raise
-
-
-def make_directory(path: str) -> None:
-    """A directory of our own (0700), durable; it may exist."""
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        return
-    except OSError as error:
-        if error.errno in FULL:
-            raise store_full(path, error) from None
-        raise
-    sync_directory(os.path.dirname(path))
 
 
 @dataclass(frozen=True)
@@ -748,24 +695,3 @@ def _ids_in(path: str) -> list[str]:
         return sorted(name for name in os.listdir(path) if BACKUP_ID.match(name))
     except FileNotFoundError:
         return []
-
-
-def sync_tree(path: str) -> None:
-    """Make all names below a directory durable (the files were flushed as they landed)."""
-    for directory, _directories, _files in os.walk(path):
-        sync_directory(directory)
-
-
-def remove_tree(path: str) -> None:
-    """Remove a directory of ours with everything in it; absent is fine."""
-    try:
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise DsmError(
-            f"{path} could not be removed: {error.strerror}.",
-            "CLEANUP_FAILED",
-            "Remove it by hand when nobody ships; it is not a published backup.",
-            errno=errno.errorcode.get(error.errno or 0, ""),
-        ) from None

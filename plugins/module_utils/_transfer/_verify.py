@@ -24,10 +24,14 @@ from .._core.replication import lag_problems
 from .._core.strict import Problem, utc_text
 from .._errors import DsmError, Reason
 from . import _structure
+from ._disk import read_bytes, write_atomically
 from ._keeping import keep, lost_history, read_reads, tampered
-from ._other import other_site, sites
 from ._parts import states
-from ._store import ClusterStore, Entry, read_bytes, write_atomically
+from ._sites import other_site, sites
+from ._store import (
+    ClusterStore,
+    Entry,
+)
 
 _PIECE = 1 << 20
 _REMEDIES = {

@@ -25,7 +25,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pull, _replicate, _store, _verify
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._other import Site, remember
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._other import Site
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._parts import adopt, bundles, put, states
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pull import (
@@ -39,6 +39,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._rep
     ReplicateResult,
     replicate,
 )
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sites import remember
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._verify import VerifyRequest, verify
 

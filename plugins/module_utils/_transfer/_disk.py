@@ -1,0 +1,111 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+# This module util is PRIVATE to the collection. It can change at any time.
+
+"""Files and directories that outlive a crash: replaced as a whole, flushed with their names, and refused in a sentence
+where there is no space."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+
+from .._errors import DsmError, Refused, Unreadable
+
+#: What the kernel says where nothing more can be written.
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+def store_full(path: str, error: BaseException) -> Refused:
+    """The error for a store without space or quota (code STORE_FULL)."""
+    return Refused(
+        f"The store is full: {path} cannot be written ({error}).",
+        "STORE_FULL",
+        "Make room (expire old backups by playbook prune_backups, or grow the file system), then run again. "
+        "Backups that were published before are untouched.",
+    )
+
+
+def read_bytes(path: str) -> bytes:
+    """A whole file. Raises :class:`Unreadable` for anything but its absence."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            pieces = [os.read(descriptor, size + 1)]
+            while len(pieces[-1]) > 0 and sum(map(len, pieces)) != size:
+                pieces.append(os.read(descriptor, 1 << 20))
+            return b"".join(pieces)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unreadable(f"{path} cannot be read: {error.strerror}.", "UNREADABLE", "Check the disk.") from None
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Replace a file as a whole and durably. Raises :class:`Refused` (code STORE_FULL) or OSError."""
+    temporary = f"{path}.new"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(os.path.dirname(path))
+    except OSError as error:
+        if error.errno in FULL:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise store_full(path, error) from None
+        raise
+
+
+def make_directory(path: str) -> None:
+    """A directory of our own (0700), durable; it may exist."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno in FULL:
+            raise store_full(path, error) from None
+        raise
+    sync_directory(os.path.dirname(path))
+
+
+def sync_tree(path: str) -> None:
+    """Make all names below a directory durable (the files were flushed as they landed)."""
+    for directory, _directories, _files in os.walk(path):
+        sync_directory(directory)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory of ours with everything in it; absent is fine."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DsmError(
+            f"{path} could not be removed: {error.strerror}.",
+            "CLEANUP_FAILED",
+            "Remove it by hand when nobody ships; it is not a published backup.",
+            errno=errno.errorcode.get(error.errno or 0, ""),
+        ) from None
