@@ -30,6 +30,10 @@ from ._ssh import Connection, SshTarget, connect
 class Session(t.Protocol):
     """One open connection to an endpoint. File errors are OSError, a broken connection is ``ConnectionLost``."""
 
+    @property
+    def round_trip(self) -> float:
+        """Seconds of one question and its answer."""
+
     def lstat(self, path: str) -> Attributes:
         """Attributes without following a symbolic link."""
 
@@ -129,6 +133,8 @@ class SftpEndpoint:
 class LocalSession:
     """Files of this host. A drop box may be hostile: nothing but the regular file that was listed is ever read."""
 
+    round_trip = 0.0
+
     def lstat(self, path: str) -> Attributes:
         found = os.lstat(path)
         return Attributes(found.st_size, found.st_mode, int(found.st_mtime))
@@ -161,6 +167,7 @@ class SftpSession:
         #: what its clock said, and when (``time.monotonic``): asking costs a shell there
         self._clock: tuple[float | None, float] | None = None
         self._sftp: Sftp = self._guarded(connection.open_sftp, close=True)
+        self.round_trip: float = self._guarded(self._sftp.round_trip, close=True)
 
     def _guarded(self, call: t.Callable[..., t.Any], *arguments: t.Any, close: bool = False) -> t.Any:
         """Call, and tell an answer about a file (OSError with a number that SFTP knows) from a broken connection."""

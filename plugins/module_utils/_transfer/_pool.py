@@ -23,6 +23,10 @@ from ._endpoint import Endpoint
 from ._pace import Pace
 from ._worker import Orphaned, Warm, Worker
 
+#: mallopt(3): from which size (bytes) memory comes from the kernel by itself, from which on what is free at the end of
+#: the heap is given back, and how much is fetched at once.
+_MALLOPT = {-3: 32 << 20, -1: 16 << 20, -2: 1 << 20}
+
 
 class Member:
     """One worker as its parent sees it."""
@@ -60,6 +64,7 @@ class Pool:
     def __init__(self, size: int, remote: bool = True) -> None:
         if remote:
             _ssh.load_paramiko()
+        _keep_freed_memory()
         self.pace = Pace()
         self.members: list[Member] = []
         # What exists now is shared as long as nobody writes to it; the collector would.
@@ -133,6 +138,20 @@ class Pool:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep what it could give back to the kernel, as far as it is not much. Bytes come and go in
+    pieces of up to some megabytes; fetching their pages anew each time is a sixth of all the work of a worker."""
+    try:
+        import ctypes
+
+        tell = ctypes.CDLL(None).mallopt
+    except (ImportError, OSError, AttributeError):
+        # Another C library, or a Python that cannot call it: it works without.
+        return
+    for parameter, value in _MALLOPT.items():
+        tell(parameter, value)
 
 
 def _ended(pid: int) -> bool:

@@ -66,6 +66,7 @@ class TransferPlan:
     second, 0: none. ``workers`` is the upper bound of connections. With ``push`` the files are in ``directory`` and go
     to the endpoint (``Item.source`` is their path there, in directories that exist), and nothing is journalled.
     ``known``: paths of files whose hash the caller has from the source, and compares with that of what landed.
+    ``round_trip`` (s) is that of a connection that looked at the source, 0 if there was none.
     """
 
     endpoint: Endpoint
@@ -77,6 +78,7 @@ class TransferPlan:
     attempts: int = _policy.ATTEMPTS
     push: bool = False
     known: frozenset[str] = frozenset()
+    round_trip: float = 0.0
 
     @property
     def bytes(self) -> int:
@@ -252,7 +254,8 @@ class _Transfer:
         #: when the first connection was up
         self.up = 0.0
         limit = max(1, min(transfer.workers, len(pool.alive)))
-        self.growth = _policy.Growth(limit, _policy.first_workers(limit, transfer.bytes), os.cpu_count() or 1)
+        first = _policy.first_workers(limit, transfer.bytes, transfer.round_trip)
+        self.growth = _policy.Growth(limit, first, os.cpu_count() or 1)
 
     # -- the whole --------------------------------------------------------------------------------------------------
     def run(self) -> TransferReport:

@@ -47,15 +47,13 @@ class SftpWriter:
         self._connection = connection
         try:
             self._sftp = connection.open_sftp()
-            started = time.monotonic()
-            self._sftp.realpath(".")
+            self.round_trip = self._sftp.round_trip()
         except (EOFError, ProtocolError, OSError) as error:
             connection.close()
             raise connection.lost(error) from None
         except BaseException:
             connection.close()
             raise
-        self.round_trip = time.monotonic() - started
         self._channel = self._sftp.channel
         self._due = due
         self._request = min(REQUEST, self._sftp.write_length)

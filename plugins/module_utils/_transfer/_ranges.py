@@ -22,6 +22,8 @@ MEBI = 1 << 20
 #: Bytes of the shortest and of the longest range.
 SMALLEST = MEBI // 2
 BIGGEST = 8 * MEBI
+#: How long (s) a range may be on its way.
+RANGE_SECONDS = 0.3
 
 
 class Range(t.NamedTuple):
@@ -191,11 +193,11 @@ def range_length(open_bytes: int, workers: int, rate: float) -> int:
     """How long the next range should be (bytes).
 
     Long ranges cost least. They are short near the end, so that all workers end together, and on slow connections
-    (``rate``: bytes a second of this one, 0: unknown), so that a range is a matter of two seconds.
+    (``rate``: bytes a second of this one, 0: unknown): hashing the whole waits for the range that is out longest.
     """
     wanted = min(BIGGEST, open_bytes // (4 * max(1, workers)))
     if rate:
-        wanted = min(wanted, int(rate * 2))
+        wanted = min(wanted, int(rate * RANGE_SECONDS))
     return max(SMALLEST, wanted // SMALLEST * SMALLEST)
 
 

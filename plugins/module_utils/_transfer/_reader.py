@@ -73,15 +73,13 @@ class SftpReader(Stream):
         self._connection = connection
         try:
             sftp = connection.open_sftp()
-            started = time.monotonic()
-            sftp.realpath(".")
+            self.round_trip = sftp.round_trip()
         except (EOFError, ProtocolError, OSError) as error:
             connection.close()
             raise connection.lost(error) from None
         except BaseException:
             connection.close()
             raise
-        self.round_trip = time.monotonic() - started
         super().__init__(sftp, due)
 
     def step(self, seconds: float) -> list[Landing]:

@@ -419,6 +419,7 @@ class _Run:
                 rate_limit=self.request.rate_limit,
                 # _judge compares every one of them with the manifest.
                 known=frozenset(entry.path for entry in manifest.files),
+                round_trip=look.session.round_trip,
             )
             report = pull(plan, self._progress(step, lease), self.pool)
             self.result.report.add(report)

@@ -18,6 +18,7 @@ import collections
 import errno
 import os
 import struct
+import time
 import typing as t
 
 _INIT, _VERSION, _OPEN, _CLOSE, _READ, _WRITE, _LSTAT, _FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
@@ -158,8 +159,11 @@ class Sftp:
         if self.version < 3:
             raise ProtocolError(f"the server speaks SFTP version {self.version}; 3 is needed")
         self.read_length = self.write_length = SAFE_LENGTH
+        self._round_trip: float | None = None
         if b"limits@openssh.com" in self.extensions:
+            started = time.monotonic()
             self._ask_limits()
+            self._round_trip = time.monotonic() - started
 
     def _ask_limits(self) -> None:
         reader = self._call(_EXTENDED, text(b"limits@openssh.com"), _EXTENDED_REPLY)
@@ -167,6 +171,14 @@ class Sftp:
         longest_read, longest_write = reader.int64(), reader.int64()
         self.read_length = min(longest_read or SAFE_LENGTH, 261120)
         self.write_length = min(longest_write or SAFE_LENGTH, 261120)
+
+    def round_trip(self) -> float:
+        """Seconds of a question and its answer: of one that had to be asked, else of one for this."""
+        if self._round_trip is None:
+            started = time.monotonic()
+            self.realpath(".")
+            self._round_trip = time.monotonic() - started
+        return self._round_trip
 
     # -- packets ----------------------------------------------------------------------------------------------------
     def _fill(self, count: int) -> None:

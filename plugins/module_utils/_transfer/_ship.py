@@ -122,6 +122,7 @@ class _Job:
     snapshot_started: str | None
     snapshot_source: str
     accepted: list[str]
+    round_trip: float = 0.0
     id: str = ""
     seen: float = field(default_factory=time.monotonic)
 
@@ -315,7 +316,8 @@ class _Run:
         fresh = [unit for unit in units if unit.key(host) not in self.known]
         if fresh and self.pool is not None:
             size = max(unit.size for unit in fresh)
-            self.pool.warm(source.endpoint, self.request.rate_limit, first_workers(self.request.workers, size))
+            count = first_workers(self.request.workers, size, session.round_trip)
+            self.pool.warm(source.endpoint, self.request.rate_limit, count)
         clock = session.clock()
         skew = round(clock - time.time()) if clock is not None else None
         good, growing = settle(session, source, fresh, self.request.quiet, max(0.0, deadline - time.monotonic()))
@@ -326,7 +328,7 @@ class _Run:
             if soft is not None:
                 at_once = any(unit is first for first in fresh)
                 seen = looked if at_once else time.monotonic()
-                jobs.append(_Job(source, unit, skew, None, "unknown", soft, seen=seen))
+                jobs.append(_Job(source, unit, skew, None, "unknown", soft, session.round_trip, seen=seen))
         return jobs
 
     def _refuse(self, source: Source, unit: Unit) -> list[str] | None:
@@ -562,6 +564,7 @@ class _Run:
             workers=self.request.workers,
             rate_limit=self.request.rate_limit,
             known=frozenset(item.path for item in job.unit.items if item.source in job.source.hashes),
+            round_trip=job.round_trip,
         )
 
         lines = Lines(job.unit.name, self.request.say)

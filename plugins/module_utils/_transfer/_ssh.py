@@ -109,6 +109,30 @@ def load_paramiko() -> t.Any:
     return paramiko
 
 
+class _Buffered:
+    """A socket that is asked for many bytes at once. paramiko takes each packet in two or more calls, the first of 16
+    bytes, and between any two of them another thread may take its turn."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = bytearray(256 << 10)
+        self._view = memoryview(self._buffer)
+        self._at = self._end = 0
+
+    def recv(self, count: int) -> bytes:
+        """At most so many bytes, as a socket's; only one thread may ask."""
+        if self._at == self._end:
+            # Both at once: an exception leaves them as they are.
+            self._at, self._end = 0, self._sock.recv_into(self._buffer)
+        end = min(self._at + count, self._end)
+        piece = bytes(self._view[self._at : end])
+        self._at = end
+        return piece
+
+    def __getattr__(self, name: str) -> t.Any:
+        return getattr(self._sock, name)
+
+
 class Connection:
     """One authenticated SSH connection."""
 
@@ -260,7 +284,7 @@ def _negotiate(library: t.Any, target: SshTarget, algorithms: tuple[str, ...]) -
             "Check the name, the route and the firewall between the store and that host.",
         ) from None
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    transport: paramiko.Transport = library.Transport(sock)
+    transport: paramiko.Transport = library.Transport(_Buffered(sock))
     try:
         options = transport.get_security_options()
         ciphers = tuple(options.ciphers)

@@ -10,6 +10,7 @@ import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._policy import (
     ATTEMPTS,
+    NEAR,
     STAGGER,
     Failures,
     Growth,
@@ -65,7 +66,7 @@ def test_a_near_host_gets_no_more_than_there_are_processors() -> None:
 
 @pytest.mark.parametrize("limit", range(1, 9))
 def test_never_more_than_allowed(limit: int) -> None:
-    growth = Growth(limit, first_workers(limit, GIBI), 64)
+    growth = Growth(limit, first_workers(limit, GIBI, 0.08), 64)
     assert max(play(growth, lambda count: count * 25e6, 0.08)) == limit
 
 
@@ -93,10 +94,14 @@ def test_growth_ends_when_a_connection_is_refused_or_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "size", "expected"), [(8, 0, 1), (8, 5 << 20, 1), (8, 9 << 20, 2), (8, GIBI, 2), (1, GIBI, 1)]
+    ("limit", "size", "near", "far"),
+    [(8, 0, 1, 1), (8, 5 << 20, 1, 1), (8, 9 << 20, 2, 2), (8, GIBI, 2, 4), (3, GIBI, 2, 3), (1, GIBI, 1, 1)],
 )
-def test_a_small_transfer_takes_one_connection(limit: int, size: int, expected: int) -> None:
-    assert first_workers(limit, size) == expected
+def test_a_small_transfer_takes_one_connection_and_a_far_one_more_than_a_near_one(
+    limit: int, size: int, near: int, far: int
+) -> None:
+    assert first_workers(limit, size, 0.0) == first_workers(limit, size, NEAR) == near
+    assert first_workers(limit, size, NEAR * 1.01) == first_workers(limit, size, 0.3) == far
 
 
 def test_eight_connects_at_once_never_meet_the_default_of_maxstartups() -> None:

@@ -4,11 +4,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pool
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pace import Pace
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Pool
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._worker import Rest, Resting
@@ -20,6 +26,44 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+#: Page faults of a process that takes twelve megabytes in small steps and gives them back, again and again.
+FAULTS = """
+import resource, sys
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pool
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def take():
+    held = [bytearray() for _number in range(4)]
+    for piece in held:
+        for _step in range(96):
+            piece += bytes(32 << 10)
+if sys.argv[1] == "kept":
+    _pool._keep_freed_memory()
+for _again in range(5):
+    take()
+before = faults()
+for _again in range(50):
+    take()
+print(faults() - before)
+"""
+
+
+def test_what_a_worker_gives_back_is_there_when_it_takes_again() -> None:
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", FAULTS, how]
+        environment = {**os.environ, "PYTHONPATH": str(Path(_pool.__file__).parents[6])}
+        return int(subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout)
+
+    assert faults("kept") < faults("given back") / 10
+
+
+def test_another_c_library_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ctypes.CDLL
+    for missing in (lambda _name: object(), lambda _name: real("/nonexistent")):
+        monkeypatch.setattr(ctypes, "CDLL", missing)
+        _pool._keep_freed_memory()
 
 
 def test_several_processes_share_one_cap() -> None:

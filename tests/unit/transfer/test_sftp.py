@@ -104,6 +104,38 @@ def test_any_server_order_gives_the_bytes_in_order(size: int, seed: int, data: s
     assert read(Server(content, seed), offset) == content[offset:]
 
 
+class Questions:
+    """A server that can tell its limits, or cannot, and counts what it is asked."""
+
+    def __init__(self, limits: bool) -> None:
+        self.extensions = text(b"limits@openssh.com") + text(b"1") if limits else b""
+        self.asked: list[int] = []
+        self.answers: list[bytes] = []
+
+    def sendall(self, s: bytes) -> None:
+        kind, number = s[4], s[5:9]
+        self.asked.append(kind)
+        self.answers.append(
+            {
+                1: packet(2, struct.pack(">I", 3) + self.extensions),
+                200: packet(201, number + struct.pack(">QQQQ", 262144, 261120, 65536, 0)),
+                16: packet(104, number + struct.pack(">I", 1) + text(b"/root") * 2 + struct.pack(">I", 0)),
+            }[kind]
+        )
+
+    def recv(self, nbytes: int) -> bytes:
+        return self.answers.pop(0)
+
+
+def test_the_round_trip_costs_no_question_where_one_was_asked_anyway() -> None:
+    for limits, before, after in ((True, [1, 200], [1, 200]), (False, [1], [1, 16])):
+        server = Questions(limits)
+        sftp = Sftp(server)
+        assert server.asked == before
+        assert sftp.round_trip() == sftp.round_trip() > 0 and server.asked == after
+        assert (sftp.read_length, sftp.write_length) == ((261120, 65536) if limits else (32768, 32768))
+
+
 def test_a_file_that_ends_early_is_told() -> None:
     with pytest.raises(EndOfFile):
         read(Server(b"x" * 100_000), length=100_001)

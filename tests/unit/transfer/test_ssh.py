@@ -5,15 +5,48 @@
 from __future__ import annotations
 
 import importlib
+import random
+import socket
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import load_paramiko
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import _Buffered, load_paramiko
 
 OPTIONAL = "try:\n    import invoke\nexcept ImportError:\n    invoke = None\n"
+
+
+def test_a_buffered_socket_gives_every_byte_in_order_whatever_is_asked_for() -> None:
+    mine, theirs = socket.socketpair()
+    sent = random.Random(1).randbytes(3_000_000)
+    writer = threading.Thread(target=lambda: (theirs.sendall(sent), theirs.close()))
+    writer.start()
+    buffered, chance, got = _Buffered(mine), random.Random(2), bytearray()
+    while piece := buffered.recv(chance.choice((1, 16, 4096, 32768, 1 << 20))):
+        got += piece
+    writer.join()
+    assert got == sent and buffered.recv(16) == b""
+    mine.close()
+
+
+def test_a_buffered_socket_is_the_socket_in_everything_else() -> None:
+    mine, theirs = socket.socketpair()
+    buffered = _Buffered(mine)
+    buffered.settimeout(0.01)
+    assert buffered.gettimeout() == mine.gettimeout() and buffered.fileno() == mine.fileno()
+    for _again in range(2):
+        with pytest.raises(socket.timeout):
+            buffered.recv(1)
+    theirs.sendall(b"late")
+    assert buffered.recv(2) + buffered.recv(100) == b"late"
+    assert buffered.send(b"back") == 4 and theirs.recv(10) == b"back"
+    buffered.close()
+    assert theirs.recv(1) == b""
+    with pytest.raises(OSError):
+        buffered.recv(1)
 
 
 @pytest.fixture
