@@ -19,10 +19,9 @@ import typing as t
 from .._core.strict import SHA256, Invalid, load
 
 MEBI = 1 << 20
-#: Bytes of the shortest and of the longest range, and of those of a connection whose speed is not known yet.
+#: Bytes of the shortest and of the longest range.
 SMALLEST = MEBI // 2
 BIGGEST = 8 * MEBI
-FIRST = MEBI
 #: How long (s) a range may be on its way.
 RANGE_SECONDS = 0.3
 
@@ -196,7 +195,9 @@ def range_length(open_bytes: int, workers: int, rate: float) -> int:
     Long ranges cost least. They are short near the end, so that all workers end together, and on slow connections
     (``rate``: bytes a second of this one, 0: unknown): hashing the whole waits for the range that is out longest.
     """
-    wanted = min(BIGGEST, open_bytes // (4 * max(1, workers)), int(rate * RANGE_SECONDS) if rate else FIRST)
+    wanted = min(BIGGEST, open_bytes // (4 * max(1, workers)))
+    if rate:
+        wanted = min(wanted, int(rate * RANGE_SECONDS))
     return max(SMALLEST, wanted // SMALLEST * SMALLEST)
 
 

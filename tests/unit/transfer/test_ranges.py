@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ranges import (
     BIGGEST,
-    FIRST,
     MEBI,
     SMALLEST,
     Piece,
@@ -159,14 +158,14 @@ def test_no_splinters() -> None:
 @pytest.mark.parametrize(
     ("left", "workers", "rate", "expected"),
     [
-        (1 << 40, 8, 0.0, FIRST),
+        (1 << 40, 8, 0.0, BIGGEST),
         (1 << 40, 1, 1e9, BIGGEST),
         (0, 8, 0.0, SMALLEST),
-        (16 * MEBI, 2, 1e9, 2 * MEBI),
+        (16 * MEBI, 2, 0.0, 2 * MEBI),
         (1 << 40, 8, 1e7, 5 * SMALLEST),
         (1 << 40, 8, 1e6, SMALLEST),
         (1 << 40, 8, 10.0, SMALLEST),
-        (1 << 40, 0, 1e9, BIGGEST),
+        (1 << 40, 0, 0.0, BIGGEST),
     ],
 )
 def test_ranges_follow_what_is_left_and_how_fast_it_goes(left: int, workers: int, rate: float, expected: int) -> None:
