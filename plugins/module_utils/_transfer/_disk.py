@@ -13,11 +13,14 @@ import contextlib
 import errno
 import os
 import shutil
+import typing as t
 
 from .._errors import DsmError, Refused, Unreadable
 
 #: What the kernel says where nothing more can be written.
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+#: Bytes that are read at once.
+_PIECE = 4 << 20
 
 
 def store_full(path: str, error: BaseException) -> Refused:
@@ -46,6 +49,31 @@ def read_bytes(path: str) -> bytes:
         raise
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror}.", "UNREADABLE", "Check the disk.") from None
+
+
+def pieces(path: str) -> t.Iterator[memoryview]:
+    """All of a file, piece by piece; while one is worked on, the next is read. A piece is good until the next is asked
+    for. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size <= _PIECE:
+            whole = file.readall()
+            if whole:
+                yield memoryview(whole)
+            return
+        # Loaded here: most who need this module read nothing that is large.
+        import concurrent.futures
+
+        with concurrent.futures.ThreadPoolExecutor(1) as reader:
+            buffers = [bytearray(_PIECE), bytearray(_PIECE)]
+            coming = reader.submit(file.readinto, buffers[0])
+            while True:
+                count = coming.result()
+                if not count:
+                    return
+                here = memoryview(buffers[0])[:count]
+                buffers.reverse()
+                coming = reader.submit(file.readinto, buffers[0])
+                yield here
 
 
 def sync_directory(path: str) -> None:

@@ -24,7 +24,7 @@ from .._core.replication import lag_problems
 from .._core.strict import Problem, utc_text
 from .._errors import DsmError, Reason
 from . import _structure
-from ._disk import read_bytes, write_atomically
+from ._disk import pieces, read_bytes, write_atomically
 from ._keeping import keep, lost_history, read_reads, tampered
 from ._parts import states
 from ._sites import other_site, sites
@@ -33,7 +33,6 @@ from ._store import (
     Entry,
 )
 
-_PIECE = 1 << 20
 _REMEDIES = {
     "NO_BACKUP": "Run playbook ship_backups.",
     "STALE": "Look at the backup job of the cluster and at the last run of ship_backups.",
@@ -264,15 +263,9 @@ def _content(data: str, item: FileEntry, verdict: Verdict) -> bool:
     if not os.path.isfile(path) or os.path.islink(path):
         return False
     whole = hashlib.sha256()
-    piece = bytearray(_PIECE)
-    view = memoryview(piece)
-    with open(path, "rb", buffering=0) as file:
-        while True:
-            count = file.readinto(piece)
-            if not count:
-                break
-            whole.update(view[:count])
-            verdict.bytes += count
+    for piece in pieces(path):
+        whole.update(piece)
+        verdict.bytes += len(piece)
     verdict.files += 1
     if whole.hexdigest() != item.sha256:
         verdict.reasons.append(Problem("CORRUPT", f"{item.path} is not what was published: its SHA-256 differs"))
