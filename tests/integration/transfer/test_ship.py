@@ -11,9 +11,12 @@ import time
 
 import pytest
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._discover import Source
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import SftpEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._fetch import fetch
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Pool
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import Sftp
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import SshTarget
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import Site, run_module
 
@@ -166,3 +169,28 @@ def test_the_engine_without_a_store_shows_how_far_it_is(site: Site, capfd: pytes
     assert shown.out == "" and "(100 %)" in shown.err and archive.name in shown.err
     again = fetch(Source(SftpEndpoint(target), str(archive)), str(directory), workers=2)
     assert again.bytes == 0 and again.reused == archive.stat().st_size and again.sha256 == report.sha256
+
+
+@pytest.mark.parametrize(("round_trip", "connections"), [(0.0005, 2), (0.08, 4)])
+def test_a_far_source_is_asked_over_more_connections_from_the_start(
+    site: Site, monkeypatch: pytest.MonkeyPatch, round_trip: float, connections: int
+) -> None:
+    warmed, begun = [], []
+    warm, growth = Pool.warm, _policy.Growth
+
+    def warming(pool: Pool, endpoint: SftpEndpoint, rate: float, count: int) -> None:
+        warmed.append(count)
+        warm(pool, endpoint, rate, count)
+
+    def beginning(limit: int, workers: int, processors: int) -> _policy.Growth:
+        begun.append(workers)
+        return growth(limit, workers, processors)
+
+    monkeypatch.setattr(_policy, "FIRST_FAR", 4)
+    monkeypatch.setattr(_policy, "WORTH", 1000)
+    monkeypatch.setattr(_policy, "Growth", beginning)
+    monkeypatch.setattr(Pool, "warm", warming)
+    monkeypatch.setattr(Sftp, "round_trip", lambda _sftp: round_trip)
+    site.deliver()
+    site.run()
+    assert (warmed, begun) == ([connections], [connections])

@@ -353,6 +353,10 @@ def test_what_is_wrong_stands_out_of_the_table(filler: Filler) -> None:
         f"{ids[5]} to {ids[8]} (4)",
     ]
     assert " whole " in lines[1] and "failed   " in lines[2] and "its SHA-256 differs" in lines[2]
+    for name in ids:
+        data = next((filler.backups / name / "data").iterdir())
+        data.write_bytes(b"X" * data.stat().st_size)
+    assert [line.split("  ")[0] for line in table(run(filler).verdicts)[1:]] == ids, "each that failed has its line"
     another = rotation.slice_of(ids[0], data.name, 3) % 3 + 1
     lines = table(run(filler, ids=ids[:1], turn=another, turns=3).verdicts)
     assert " nothing " in lines[1] and " ok" in lines[1]
