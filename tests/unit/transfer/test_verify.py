@@ -204,6 +204,15 @@ def test_f02_a_tar_that_was_cut_between_two_members(filler: Filler) -> None:
     assert codes(run(filler)) == [["TRUNCATED"], []]
 
 
+def test_f02_a_cut_archive_is_found_in_the_slice_that_reads_it(filler: Filler) -> None:
+    cut = archive()[:-100]
+    name = filler.publish("", files=(("a.tar.gz", cut), ("b", b"1"), ("c", b"2"), ("d", b"3")), sealed=())
+    filler.close()
+    mine = rotation.slice_of(name, "a.tar.gz", 2)
+    for turn in (1, 2):
+        assert codes(run(filler, turn=turn, turns=2)) == [["TRUNCATED"] if turn == mine else []]
+
+
 def test_files_that_are_missing_added_or_no_files(filler: Filler) -> None:
     for _index in range(4):
         filler.publish(files=(("data.db", b"1"), ("more.db", b"2")))
@@ -351,6 +360,14 @@ def test_what_is_wrong_stands_out_of_the_table(filler: Filler) -> None:
         f"{ids[0]} to {ids[3]} (4)",
         ids[4],
         f"{ids[5]} to {ids[8]} (4)",
+    ]
+    assert lines[0].split("  ")[0] == "BACKUP" and lines[0].split() == [
+        "BACKUP",
+        "BYTES",
+        "READ",
+        "READ",
+        "VERDICT",
+        "WHY",
     ]
     assert " whole " in lines[1] and "failed   " in lines[2] and "its SHA-256 differs" in lines[2]
     for name in ids:
