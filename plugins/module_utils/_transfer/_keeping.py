@@ -20,12 +20,7 @@ from .._core.openability import classify, copy_of
 from .._core.strict import Invalid, Problem, utc_seconds
 from .._errors import DsmError, Reason, Unreadable
 from ._disk import read_bytes, write_atomically
-from ._store import (
-    REMOVED,
-    ClusterStore,
-    Entry,
-    as_reasons,
-)
+from ._store import REMOVED, ClusterStore, Entry, as_reasons
 
 #: Not ours to remove, or made by a release that knows more.
 NOT_OURS = frozenset(("FOREIGN", "NEWER_SCHEMA", "UNKNOWN_SCHEMA"))

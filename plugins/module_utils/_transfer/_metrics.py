@@ -17,9 +17,7 @@ from .._core.strict import Invalid, load, utc_seconds
 from .._errors import DsmError, Refused
 from ._disk import read_bytes, write_atomically
 from ._keeping import items, keep, least_recent_read, members
-from ._store import (
-    ClusterStore,
-)
+from ._store import ClusterStore
 
 
 def check_path(path: str | None) -> None:

@@ -17,9 +17,7 @@ from .._core import catalogue, parts
 from .._core.strict import Invalid, utc_text
 from .._errors import DsmError, Refused, Unreadable
 from ._disk import make_directory, read_bytes, remove_tree, write_atomically
-from ._store import (
-    ClusterStore,
-)
+from ._store import ClusterStore
 
 LARGEST = 64 << 20
 FILE = "bundle.cms"

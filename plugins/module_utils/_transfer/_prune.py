@@ -28,15 +28,7 @@ from . import _metrics
 from ._disk import remove_tree
 from ._keeping import items, keep, lacking, lost_history, members, remains, tree_bytes
 from ._parts import states
-from ._store import (
-    BAD,
-    Checkpoint,
-    ClusterStore,
-    Entry,
-    Lease,
-    as_reasons,
-    no_checkpoint,
-)
+from ._store import BAD, Checkpoint, ClusterStore, Entry, Lease, as_reasons, no_checkpoint
 
 
 @dataclass(frozen=True)

@@ -46,14 +46,7 @@ from ._pull import (
 from ._ship import landed_bytes, remove_strangers, shipped_data
 from ._sites import remember, sites
 from ._ssh import require_python
-from ._store import (
-    Checkpoint,
-    ClusterStore,
-    Lease,
-    as_reasons,
-    identities,
-    no_checkpoint,
-)
+from ._store import Checkpoint, ClusterStore, Lease, as_reasons, identities, no_checkpoint
 from ._verify import read_back, remember_reads
 
 _REMEDIES = {

@@ -37,14 +37,7 @@ from ._pull import (
     pull,
 )
 from ._ssh import ConnectionLost, require_python
-from ._store import (
-    Checkpoint,
-    ClusterStore,
-    Lease,
-    as_reasons,
-    identities,
-    no_checkpoint,
-)
+from ._store import Checkpoint, ClusterStore, Lease, as_reasons, identities, no_checkpoint
 
 #: How often it is tried to look at a source over a connection that then breaks.
 LOOKS = 3

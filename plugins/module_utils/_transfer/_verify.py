@@ -28,10 +28,7 @@ from ._disk import pieces, read_bytes, write_atomically
 from ._keeping import keep, lost_history, read_reads, tampered
 from ._parts import states
 from ._sites import other_site, sites
-from ._store import (
-    ClusterStore,
-    Entry,
-)
+from ._store import ClusterStore, Entry
 
 _REMEDIES = {
     "NO_BACKUP": "Run playbook ship_backups.",
