@@ -88,24 +88,25 @@ class Unit:
         return digest({"host": host, "name": self.name, "files": files})
 
 
-def expand(session: Session, pattern: str) -> list[str]:
-    """Absolute paths that match ``pattern`` part by part; hidden names only where that part starts with a dot."""
-    found = ["/"]
+def expand(session: Session, pattern: str) -> list[tuple[str, Attributes | None]]:
+    """Absolute paths that match ``pattern`` part by part, with their attributes where a listing told them; hidden names
+    only where that part starts with a dot."""
+    found: list[tuple[str, Attributes | None]] = [("/", None)]
     for part in [piece for piece in pattern.split("/") if piece]:
         if not _WILD & set(part):
-            found = [posixpath.join(path, part) for path in found]
+            found = [(posixpath.join(path, part), None) for path, _attributes in found]
             continue
-        matched: list[str] = []
-        for path in found:
+        matched: list[tuple[str, Attributes | None]] = []
+        for path, _attributes in found:
             try:
-                names = [name for name, _attributes in session.listdir(path)]
+                entries = session.listdir(path)
             except OSError as error:
                 if len(found) == 1:
                     raise _unlistable(path, error) from None
                 continue
             matched.extend(
-                posixpath.join(path, name)
-                for name in names
+                (posixpath.join(path, name), attributes)
+                for name, attributes in entries
                 if fnmatch.fnmatchcase(name, part) and (part.startswith(".") or not name.startswith("."))
             )
         found = matched
@@ -141,9 +142,10 @@ def discover(session: Session, source: Source, only: frozenset[str] = frozenset(
     """All backups of a source, eldest first. With ``only``, units of other names are not walked again."""
     check_pattern(source)
     matches: list[tuple[str, Attributes]] = []
-    for path in expand(session, source.path):
+    for path, listed in expand(session, source.path):
         try:
-            matches.append((path, session.lstat(path)))
+            # Each question is a round trip; but a listing need not say what kind of file something is.
+            matches.append((path, listed if listed is not None and listed.mode else session.lstat(path)))
         except FileNotFoundError:
             continue
         except OSError as error:

@@ -7,8 +7,8 @@
 """Where bytes come from: a local directory (drop box) or a host over SFTP, behind one small interface.
 
 An endpoint is a value: it can be handed to a forked worker, which then connects by itself. A session looks at what is
-there, a reader takes the bytes; each is a connection of its own. Paths are absolute text; bytes that are not UTF-8
-survive as surrogate escapes until somebody refuses them.
+there, a reader takes the bytes, over a connection of its own or over that of a session. Paths are absolute text; bytes
+that are not UTF-8 survive as surrogate escapes until somebody refuses them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import time
 import typing as t
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ class Session(t.Protocol):
 
     def read(self, path: str, limit: int) -> bytes:
         """A small file as a whole. Raises OSError (EFBIG if it has more than ``limit`` bytes)."""
+
+    def expect_clock(self) -> None:
+        """:meth:`clock` will be asked: find out while something else is."""
 
     def clock(self) -> float | None:
         """The clock of the host that the files are on (s since the epoch), None if it cannot be read."""
@@ -116,7 +120,7 @@ class SftpEndpoint:
     def label(self) -> str:
         return self.target.label
 
-    def connect(self) -> Session:
+    def connect(self) -> SftpSession:
         return SftpSession(connect(self.target))
 
     def reader(self, due: Due | None) -> Reader:
@@ -152,6 +156,9 @@ class LocalSession:
         with open(descriptor, "rb") as file:
             return _small(path, file.read(limit + 1), limit)
 
+    def expect_clock(self) -> None:
+        return
+
     def clock(self) -> float | None:
         return time.time()
 
@@ -166,6 +173,7 @@ class SftpSession:
         self._connection = connection
         #: what its clock said, and when (``time.monotonic``): asking costs a shell there
         self._clock: tuple[float | None, float] | None = None
+        self._asking: threading.Thread | None = None
         self._sftp: Sftp = self._guarded(connection.open_sftp, close=True)
         self.round_trip: float = self._guarded(self._sftp.round_trip, close=True)
 
@@ -207,13 +215,26 @@ class SftpSession:
             self._sftp.close(handle)
         return b"".join(pieces)
 
+    def expect_clock(self) -> None:
+        if self._clock is None and self._asking is None:
+            self._asking = threading.Thread(target=self._ask_clock, daemon=True)
+            self._asking.start()
+
+    def _ask_clock(self) -> None:
+        said = self._connection.clock()
+        self._clock = (said, time.monotonic())
+
     def clock(self) -> float | None:
-        if self._clock is None:
-            said = self._connection.clock()
-            self._clock = (said, time.monotonic())
-        said, then = self._clock
+        self.expect_clock()
+        if self._asking is not None:
+            self._asking.join()
+        said, then = self._clock or (None, 0.0)
         # Never ahead of what it would say now: the answer took its time, and was in whole seconds.
         return None if said is None else said + time.monotonic() - then
+
+    def reader(self, due: Due | None) -> SftpReader:
+        """A reader over this very session: nothing may be asked until :meth:`SftpReader.hand_back`."""
+        return SftpReader(self._connection, due, self._sftp)
 
     def close(self) -> None:
         self._connection.close()

@@ -34,11 +34,8 @@ def fetch(
     not exactly one backup matches or it is not acceptable (empty, a device, ...).
     """
     with Pool(workers, bool(source.endpoint.host)) as pool:
-        session = source.endpoint.connect()
-        try:
-            units = discover(session, source)
-        finally:
-            session.close()
+        session = pool.session(source.endpoint)
+        units = discover(session, source)
         if len(units) != 1:
             raise Refused(f"{len(units)} backups match {source.label}.", "BAD_SOURCE", "Name exactly one.")
         if units[0].reasons:
@@ -52,5 +49,6 @@ def fetch(
             journal=os.path.join(directory, "journal.jsonl"),
             workers=workers,
             rate_limit=rate_limit,
+            round_trip=session.round_trip,
         )
         return pull(plan, progress or for_stream(os.path.basename(units[0].name), sys.stderr), pool)

@@ -18,10 +18,13 @@ import time
 import typing as t
 from multiprocessing.connection import Connection as Pipe
 
+from .._errors import DsmError
 from . import _ssh
-from ._endpoint import Endpoint
+from ._endpoint import Endpoint, Session, SftpEndpoint
 from ._pace import Pace
-from ._worker import Orphaned, Warm, Worker
+from ._sftp import Attributes
+from ._ssh import ConnectionLost
+from ._worker import Ask, Broken, Denied, Failed, Orphaned, Told, Warm, Worker
 
 #: mallopt(3): from which size (bytes) memory comes from the kernel by itself, from which on what is free at the end of
 #: the heap is given back, and how much is fetched at once.
@@ -34,6 +37,8 @@ class Member:
     def __init__(self, number: int, pid: int, pipe: Pipe) -> None:
         self.number, self.pid, self.pipe = number, pid, pipe
         self.alive = True
+        #: hosts that were asked something over a connection of this worker
+        self.asked: set[Endpoint] = set()
 
     def send(self, order: t.Any) -> None:
         """Give an order; a worker that is gone shows when it is listened to."""
@@ -53,6 +58,62 @@ class Member:
         if os.WIFSIGNALED(status):
             return f"it was killed by {signal.Signals(os.WTERMSIG(status)).name}"
         return f"it ended with {os.WEXITSTATUS(status)}"
+
+
+class AskedSession:
+    """A ``Session`` of a worker: what it asks a host goes over the connection that then moves the bytes.
+
+    A connection that was lost in between is built again at the next question.
+    """
+
+    def __init__(self, member: Member, endpoint: SftpEndpoint) -> None:
+        self._member, self._endpoint = member, endpoint
+        self.round_trip: float = self._ask("round_trip")
+        member.asked.add(endpoint)
+
+    def _ask(self, question: str, *arguments: t.Any) -> t.Any:
+        if not self._member.alive:
+            raise _asked_is_dead()
+        self._member.send(Ask(self._endpoint, question, arguments))
+        while True:
+            try:
+                answer = self._member.pipe.recv()
+            except (EOFError, OSError):
+                self._member.end()
+                raise _asked_is_dead() from None
+            if isinstance(answer, Told):
+                return answer.value
+            if isinstance(answer, Denied):
+                raise OSError(answer.number, answer.message, answer.path or None)
+            if isinstance(answer, Failed):
+                raise answer.error()
+            if isinstance(answer, Broken):
+                raise RuntimeError(answer.message)
+            # Anything else it said when it was told to rest.
+
+    def lstat(self, path: str) -> Attributes:
+        return t.cast(Attributes, self._ask("lstat", path))
+
+    def listdir(self, path: str) -> list[tuple[str, Attributes]]:
+        return t.cast("list[tuple[str, Attributes]]", self._ask("listdir", path))
+
+    def realpath(self, path: str) -> str:
+        return t.cast(str, self._ask("realpath", path))
+
+    def read(self, path: str, limit: int) -> bytes:
+        return t.cast(bytes, self._ask("read", path, limit))
+
+    def expect_clock(self) -> None:
+        self._ask("expect_clock")
+
+    def clock(self) -> float | None:
+        return t.cast("float | None", self._ask("clock"))
+
+    def close(self) -> None:
+        self._member.asked.discard(self._endpoint)
+        if self._member.alive:
+            with contextlib.suppress(DsmError):
+                self._ask("close")
 
 
 class Pool:
@@ -100,8 +161,20 @@ class Pool:
 
     def warm(self, endpoint: Endpoint, rate: float, count: int) -> None:
         """Let this many workers connect already; it is no error if they cannot."""
-        for member in self.alive[:count]:
+        for member in self.nearest(endpoint)[:count]:
             member.send(Warm(endpoint, rate))
+
+    def session(self, endpoint: Endpoint) -> Session:
+        """A session to look at an endpoint; at a host over the connection of a worker, so that there is one login less.
+        Raises what connecting raises."""
+        if not isinstance(endpoint, SftpEndpoint) or not self.alive:
+            # Nothing is forked any more: this process may connect by itself.
+            return endpoint.connect()
+        return AskedSession(min(self.alive, key=lambda member: len(member.asked)), endpoint)
+
+    def nearest(self, endpoint: Endpoint) -> list[Member]:
+        """Workers that were not found dead yet, first those with a connection to this endpoint."""
+        return sorted(self.alive, key=lambda member: endpoint not in member.asked)
 
     @property
     def alive(self) -> list[Member]:
@@ -138,6 +211,23 @@ class Pool:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+def nobody_left() -> ConnectionLost:
+    """The error where all workers were killed (code WORKERS_DIED)."""
+    return _killed("No worker is left: all were killed.")
+
+
+def _asked_is_dead() -> ConnectionLost:
+    return _killed("The worker that looked at the source was killed.")
+
+
+def _killed(what: str) -> ConnectionLost:
+    return ConnectionLost(
+        what,
+        "WORKERS_DIED",
+        "Look at the kernel's log of the store (out of memory?), then run again: what has landed is kept.",
+    )
 
 
 def _keep_freed_memory() -> None:

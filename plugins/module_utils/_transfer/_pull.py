@@ -27,9 +27,8 @@ from . import _policy
 from ._discover import Item
 from ._disk import FULL, store_full
 from ._endpoint import Endpoint
-from ._pool import Member, Pool
+from ._pool import Member, Pool, nobody_left
 from ._ranges import Piece, Plan, Range, journal_line, range_length, read_journal
-from ._ssh import ConnectionLost
 from ._worker import (
     Alive,
     Broken,
@@ -413,14 +412,11 @@ class _Transfer:
     def _grow(self) -> None:
         """As many workers as the throughput deserves, one connect after the other."""
         if not self.pool.alive:
-            raise ConnectionLost(
-                "No worker is left: all were killed.",
-                "WORKERS_DIED",
-                "Look at the kernel's log of the store (out of memory?), then run again: what has landed is kept.",
-            )
+            raise nobody_left()
         now = time.monotonic()
         wanted = self.growth.wanted(now, self.received, self.plan.open_bytes)
-        resting = [member for member in self.pool.alive if member.number not in self.lines]
+        near = self.pool.nearest(self.transfer.endpoint)
+        resting = [member for member in near if member.number not in self.lines]
         for index, member in enumerate(resting[: wanted - len(self.lines)]):
             self.lines[member.number] = _Line(spoke=now)
             member.send(

@@ -54,7 +54,7 @@ class SftpWriter:
         except BaseException:
             connection.close()
             raise
-        self._channel = self._sftp.channel
+        self._channel, _unheard, _received = self._sftp.lend()
         self._due = due
         self._request = min(REQUEST, self._sftp.write_length)
         self._files: dict[int, _File] = {}

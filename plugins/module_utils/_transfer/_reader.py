@@ -4,7 +4,7 @@
 
 # This module util is PRIVATE to the collection. It can change at any time.
 
-"""Taking bytes from a place: a connection of its own over SFTP, or the files of this host."""
+"""Taking bytes from a place: over SFTP, or from the files of this host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typing as t
 
 from .._errors import DsmError, Refused
 from ._changed import changed, gone, same_file
-from ._sftp import Attributes, ProtocolError
+from ._sftp import Attributes, ProtocolError, Sftp
 from ._ssh import Connection
 from ._stream import Landing, Stream
 
@@ -67,12 +67,12 @@ class Reader(t.Protocol):
 
 
 class SftpReader(Stream):
-    """Reads over an SSH connection of its own."""
+    """Reads over an SSH connection; over an SFTP session of its own, or over ``sftp`` until :meth:`hand_back`."""
 
-    def __init__(self, connection: Connection, due: Due | None) -> None:
+    def __init__(self, connection: Connection, due: Due | None, sftp: Sftp | None = None) -> None:
         self._connection = connection
         try:
-            sftp = connection.open_sftp()
+            sftp = sftp or connection.open_sftp()
             self.round_trip = sftp.round_trip()
         except (EOFError, ProtocolError, OSError) as error:
             connection.close()
@@ -81,6 +81,10 @@ class SftpReader(Stream):
             connection.close()
             raise
         super().__init__(sftp, due)
+
+    def hand_back(self) -> None:
+        self._channel.settimeout(self._connection.target.stall_timeout)
+        super().hand_back()
 
     def step(self, seconds: float) -> list[Landing]:
         self._channel.settimeout(seconds)

@@ -146,6 +146,8 @@ class Sftp:
         self._channel = channel
         self._buffer = b""
         self._number = 0
+        #: numbers of requests whose answers nobody waits for
+        self._unheard: set[int] = set()
         channel.sendall(struct.pack(">IBI", 5, _INIT, 3))
         kind, body = self._packet()
         if kind != _VERSION or len(body) < 4:
@@ -202,10 +204,34 @@ class Sftp:
         self._buffer = self._buffer[4 + length :]
         return kind, body
 
-    @property
-    def channel(self) -> Channel:
-        """The channel itself, for somebody who reads many answers at once. No call may be under way."""
-        return self._channel
+    def _next(self) -> tuple[int, bytes]:
+        """The next answer that somebody waits for."""
+        while True:
+            kind, body = self._packet()
+            number = int.from_bytes(body[:4], "big")
+            if number not in self._unheard:
+                return kind, body
+            self._unheard.discard(number)
+
+    def _hear_all(self) -> None:
+        """Wait for the answers that nobody waited for."""
+        while self._unheard:
+            _kind, body = self._packet()
+            number = int.from_bytes(body[:4], "big")
+            if number not in self._unheard:
+                raise ProtocolError("an answer does not belong to a request")
+            self._unheard.discard(number)
+
+    def lend(self) -> tuple[Channel, set[int], bytes]:
+        """The channel itself, for somebody who reads many answers at once; numbers of requests whose answers may come
+        and mean nothing; and what has come already. Nothing may be asked here until :meth:`resume`."""
+        unheard, received = self._unheard, self._buffer
+        self._unheard, self._buffer = set(), b""
+        return self._channel, unheard, received
+
+    def resume(self, unheard: set[int], received: bytes) -> None:
+        """Take the channel back: answers to these requests may still come, and this has come already."""
+        self._unheard, self._buffer = unheard, received
 
     def frame(self, kind: int, payload: bytes) -> tuple[int, bytes]:
         """A request as it goes over the wire, and its number."""
@@ -215,7 +241,7 @@ class Sftp:
     def _call(self, kind: int, payload: bytes, expected: int, path: str = "") -> _Reader:
         number, frame = self.frame(kind, payload)
         self._channel.sendall(frame)
-        got, body = self._packet()
+        got, body = self._next()
         reader = _Reader(body)
         if reader.int32() != number:
             raise ProtocolError("an answer does not belong to the request")
@@ -258,7 +284,10 @@ class Sftp:
                     if name not in (".", ".."):
                         entries.append((name, attributes))
         finally:
-            self.close(handle)
+            # Whether that went well changes nothing, and waiting for it is a round trip.
+            number, frame = self.frame(_CLOSE, text(handle))
+            self._channel.sendall(frame)
+            self._unheard.add(number)
         return sorted(entries)
 
     def mkdir(self, path: str, mode: int = 0o700) -> None:
@@ -330,7 +359,7 @@ class Sftp:
         return offset
 
     def _written(self, waiting: collections.deque[int], path: str) -> None:
-        kind, body = self._packet()
+        kind, body = self._next()
         reader = _Reader(body)
         number = reader.int32()
         if kind != _STATUS or number not in waiting:
@@ -340,7 +369,7 @@ class Sftp:
         if code != _OK:
             error = _os_error(code, reader, path)
             while waiting:
-                waiting.remove(_Reader(self._packet()[1]).int32())
+                waiting.remove(_Reader(self._next()[1]).int32())
             raise error
 
     def read(self, handle: bytes, offset: int, length: int, sink: Sink) -> None:
@@ -366,8 +395,9 @@ class _Pipeline:
         self._early: dict[int, bytes] = {}
 
     def run(self) -> None:
-        self._refill()
         sftp = self._sftp
+        sftp._hear_all()
+        self._refill()
         data, at = sftp._buffer, 0
         sftp._buffer = b""
         while self._asked:

@@ -160,7 +160,7 @@ def _refuse_store(source: Source, store: str) -> None:
             raise
         # It is told with those of all other sources.
         return
-    for path in found:
+    for path, _attributes in found:
         # A link is refused by itself: whoever may make one in a drop box must not stop everything else.
         if not os.path.islink(path):
             check_local(path, store)
@@ -273,16 +273,22 @@ class _Run:
         while True:
             attempt += 1
             try:
-                session = source.endpoint.connect()
-                if number in self.sessions:
-                    self.sessions[number].close()
-                self.sessions[number] = session
+                session = self._connect(number, source)
+                session.expect_clock()
                 units = self._wait_for_units(session, source, deadline)
                 return len(units), self._acceptable(session, source, units, deadline)
             except ConnectionLost:
                 if attempt == LOOKS:
                     raise
             time.sleep(pause(attempt, random.random()))
+
+    def _connect(self, number: int, source: Source) -> Session:
+        """A new session with a source; the one before is closed."""
+        if number in self.sessions:
+            self.sessions.pop(number).close()
+        opened = source.endpoint.connect() if self.pool is None else self.pool.session(source.endpoint)
+        self.sessions[number] = opened
+        return opened
 
     def _fresh(self, unit: Unit) -> bool:
         """Whether all of a unit was written after the snapshot that was announced had started."""
@@ -601,15 +607,13 @@ class _Run:
         """Look at the source again: what was pulled must still be what is there (F12)."""
         time.sleep(max(0.0, min(LOOK_AGAIN, self.request.quiet) - (time.monotonic() - job.seen)))
         number = self.request.sources.index(job.source)
-        with contextlib.ExitStack() as stack:
-            try:
-                units = discover(self.sessions[number], job.source, frozenset((job.unit.name,)))
-            except DsmError as error:
-                if error.code not in TRANSIENT:
-                    raise
-                session = job.source.endpoint.connect()
-                stack.callback(session.close)
-                units = discover(session, job.source, frozenset((job.unit.name,)))
+        try:
+            session = self.sessions.get(number) or self._connect(number, job.source)
+            units = discover(session, job.source, frozenset((job.unit.name,)))
+        except DsmError as error:
+            if error.code not in TRANSIENT:
+                raise
+            units = discover(self._connect(number, job.source), job.source, frozenset((job.unit.name,)))
         if [unit.key("") for unit in units] != [job.unit.key("")]:
             raise changed(job.unit.name, "the second look found something else")
 

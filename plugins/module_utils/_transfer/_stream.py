@@ -135,7 +135,7 @@ class Stream:
         request: int = REQUEST,
     ) -> None:
         self._sftp = sftp
-        self._channel = sftp.channel
+        self._channel, self._unheard, self._data = sftp.lend()
         self._due = due
         self._budget = budget
         self._request = min(request, sftp.read_length)
@@ -148,7 +148,6 @@ class Stream:
         self._calls: dict[int, tuple[int, _File, Landing | None]] = {}
         self._held: tuple[float, bytes, int, tuple[Landing, int, int]] | None = None
         self._outstanding = 0
-        self._data = b""
         self._at = 0
         self.received = 0
 
@@ -315,6 +314,9 @@ class Stream:
             file = self._files[landing.file]
             error = status_error(body, file.path) if kind == _STATUS else ProtocolError("no data")
             raise changed(file.path, "it ended early") if isinstance(error, EndOfFile) else error
+        if number in self._unheard:
+            self._unheard.discard(number)
+            return
         if number not in self._calls:
             raise ProtocolError("an answer does not belong to a request")
         asked, file, waiting = self._calls.pop(number)
@@ -338,6 +340,10 @@ class Stream:
     def _release(self, number: int) -> None:
         """A range is complete. Its file stays open for the next one until another file is opened."""
         self._files[number].users -= 1
+
+    def hand_back(self) -> None:
+        """Nothing is read any more: let the session ask again. All files must be closed."""
+        self._sftp.resume(self._unheard | set(self._calls), self._data[self._at :])
 
     def close_files(self) -> None:
         """Close every file that nothing is read from."""

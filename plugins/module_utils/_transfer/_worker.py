@@ -4,7 +4,8 @@
 
 # This module util is PRIVATE to the collection. It can change at any time.
 
-"""What a forked worker does: it takes orders from a socket, and moves ranges over a connection of its own.
+"""What a forked worker does: it takes orders from a socket, and over a connection of its own it moves ranges, and asks
+a host what whoever gives the orders wants to know.
 
 It decides nothing. It answers within a fraction of a second whatever the link does, and it ends when the process that
 gives the orders ends, however that happened: nobody writes into a store without the lease.
@@ -23,10 +24,10 @@ from dataclasses import dataclass
 from .._errors import DsmError, Refused
 from ._changed import SourceChanged
 from ._discover import Item
-from ._endpoint import Endpoint
+from ._endpoint import Endpoint, SftpEndpoint, SftpSession
 from ._pace import Pace
 from ._ranges import Range
-from ._reader import Reader
+from ._reader import Reader, SftpReader
 from ._ssh import ConnectionLost
 from ._stream import Landing, LocalFault
 
@@ -59,6 +60,16 @@ class Warm:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """Order between jobs: ask a host something (a method of a session, or ``round_trip``), over a connection that then
+    moves its bytes too. Answered by :class:`Told`, :class:`Denied`, :class:`Failed` or :class:`Broken`."""
+
+    endpoint: SftpEndpoint
+    question: str
+    arguments: tuple[t.Any, ...] = ()
+
+
+@dataclass(frozen=True)
 class Connect:
     """Order: connect after ``delay`` seconds (or say that the connection is up)."""
 
@@ -75,6 +86,22 @@ class Take:
 @dataclass(frozen=True)
 class Rest:
     """Order: the transfer is over; let go of its files. Answered by :class:`Resting`."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """Answer to :class:`Ask`."""
+
+    value: t.Any
+
+
+@dataclass(frozen=True)
+class Denied:
+    """Answer to :class:`Ask`: the host refused with an OSError of this ``number``."""
+
+    number: int
+    message: str
+    path: str
 
 
 @dataclass(frozen=True)
@@ -160,6 +187,13 @@ def memory_of_this_process() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def _told(error: Exception) -> Failed | Broken:
+    """An exception as an answer; what is no error for people is a defect."""
+    if isinstance(error, DsmError):
+        return Failed(type(error).__name__, error.message, error.code, error.remedy, error.details)
+    return Broken(0, f"{type(error).__name__}: {error}", "")
+
+
 class Worker:
     """One worker between its orders and its connection."""
 
@@ -173,6 +207,10 @@ class Worker:
         self._directory = -1
         self._reader: Reader | None = None
         self._endpoint: Endpoint | None = None
+        #: hosts that were asked something, and the session, as long as its connection lives
+        self._sessions: dict[SftpEndpoint, SftpSession | None] = {}
+        #: the reader, while it uses a session's connection
+        self._borrowed: SftpReader | None = None
         self._connect_at: float | None = None
         self._landings: dict[int, tuple[Landing, Item]] = {}
         self._checks: list[tuple[Range, Item]] = []
@@ -205,6 +243,8 @@ class Worker:
                 self._begin(order)
             elif isinstance(order, Warm):
                 self._warm, self._connect_at = order, time.monotonic()
+            elif isinstance(order, Ask):
+                self._ask(order)
             elif isinstance(order, Connect):
                 self._connect_at = time.monotonic() + order.delay
             elif isinstance(order, Take):
@@ -223,6 +263,35 @@ class Worker:
         if self._connect_at is not None:
             return min(SLICE, max(0.0, self._connect_at - time.monotonic())) * 1000
         return None
+
+    def _ask(self, order: Ask) -> None:
+        try:
+            self._send(Told(self._answer(order)))
+        except OSError as error:
+            self._send(Denied(error.errno or 0, error.strerror or str(error), str(error.filename or "")))
+        except Exception as error:
+            self._close(order.endpoint)
+            self._send(_told(error))
+
+    def _answer(self, order: Ask) -> t.Any:
+        if order.question == "close":
+            self._close(order.endpoint)
+            del self._sessions[order.endpoint]
+            return None
+        asked = getattr(self._session(order.endpoint), order.question)
+        return asked(*order.arguments) if callable(asked) else asked
+
+    def _session(self, endpoint: SftpEndpoint) -> SftpSession:
+        session = self._sessions.get(endpoint)
+        if session is None:
+            session = self._sessions[endpoint] = endpoint.connect()
+        return session
+
+    def _close(self, endpoint: SftpEndpoint) -> None:
+        session = self._sessions.get(endpoint)
+        if session is not None:
+            session.close()
+        self._sessions[endpoint] = None
 
     def _begin(self, job: Job) -> None:
         self._job = job
@@ -263,6 +332,9 @@ class Worker:
         if self._reader is not None:
             try:
                 self._reader.close_files()
+                if self._borrowed is not None:
+                    self._borrowed.hand_back()
+                    self._reader = self._borrowed = None
             except (EOFError, OSError):
                 # The connection was lost when there was nothing more to get.
                 self._drop()
@@ -333,12 +405,21 @@ class Worker:
         wanted = self._job or self._warm
         if wanted is None:
             return
+        endpoint = wanted.endpoint
+        lender = endpoint if isinstance(endpoint, SftpEndpoint) and endpoint in self._sessions else None
+        if self._job is None and lender is not None:
+            # There is a connection, and it may be asked more before there is a job.
+            return
         if self._reader is None:
             rate = wanted.rate
             due = (lambda count: self._pace.due(count, rate)) if rate else None
-            push = self._job is not None and self._job.push
-            self._reader = wanted.endpoint.writer(due) if push else wanted.endpoint.reader(due)
-            self._endpoint = wanted.endpoint
+            self._endpoint = endpoint
+            if self._job is not None and self._job.push:
+                self._reader = endpoint.writer(due)
+            elif lender is not None:
+                self._reader = self._borrowed = self._session(lender).reader(due)
+            else:
+                self._reader = endpoint.reader(due)
             self._reported = 0
             for landing, item in self._landings.values():
                 self._reader.offer(landing, item.source, item.attributes)
@@ -355,7 +436,10 @@ class Worker:
     def _drop(self) -> None:
         if self._reader is not None:
             self._reader.close()
-        self._reader = None
+        if self._borrowed is not None and isinstance(self._endpoint, SftpEndpoint):
+            # It was the session's connection too.
+            self._sessions[self._endpoint] = None
+        self._reader = self._borrowed = None
 
     def _fail(self, error: Exception) -> None:
         """Say what happened to the connection, and wait for the order to connect again."""
@@ -364,12 +448,9 @@ class Worker:
             self._drop()
             return
         self._tell(now=True)
-        told = error if self._reader is None else self._reader.explain(error)
+        told = error if self._reader is None else self._reader.explain(error) or error
         self._drop()
-        if isinstance(told, DsmError):
-            self._send(Failed(type(told).__name__, told.message, told.code, told.remedy, told.details))
-        else:
-            self._send(Broken(0, f"{type(error).__name__}: {error}", ""))
+        self._send(_told(told))
 
     def _tell(self, now: bool = False) -> None:
         """A sign of life, if it is time for one."""

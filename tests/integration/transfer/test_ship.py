@@ -7,13 +7,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import time
 
 import pytest
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._discover import Source
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import SftpEndpoint
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import Session, SftpEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._fetch import fetch
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Pool
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import Sftp
@@ -194,3 +196,50 @@ def test_a_far_source_is_asked_over_more_connections_from_the_start(
     site.deliver()
     site.run()
     assert (warmed, begun) == ([connections], [connections])
+
+
+def logins(site: Site) -> int:
+    """How often anybody was let in."""
+    return (site.sshd.directory / "log").read_text().count("Accepted publickey")
+
+
+def test_the_connection_that_looked_moves_the_bytes_and_looks_again(site: Site) -> None:
+    site.deliver("a")
+    site.deliver("b", age=500)
+    before = logins(site)
+    assert len([item for item in site.run(workers=1).backups if item["published"]]) == 2
+    assert logins(site) == before + 1
+    assert all(item["already"] for item in site.run(workers=8).backups)
+    assert logins(site) == before + 2, "nothing was new, and more than one logged in"
+
+
+@pytest.mark.parametrize("step", ["source noted", "pulled"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_worker_that_looked_may_die(site: Site, monkeypatch: pytest.MonkeyPatch, step: str, workers: int) -> None:
+    archive = site.deliver()
+    session, asked = Pool.session, []
+
+    def remember(pool: Pool, endpoint: SftpEndpoint) -> Session:
+        made = session(pool, endpoint)
+        asked.append((pool, made))
+        return made
+
+    def kill(reached: str) -> None:
+        if reached == step and len(asked) == 1:
+            victim = next(member for member in asked[0][0].alive if member.asked)
+            os.kill(victim.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT)
+            asked.append(asked[0])
+
+    monkeypatch.setattr(Pool, "session", remember)
+    if (step, workers) == ("source noted", 1):
+        # Nobody is left who could move anything.
+        with pytest.raises(Refused) as refusal:
+            site.run(kill, workers=workers)
+        assert [reason.code for reason in refusal.value.reasons] == ["WORKERS_DIED"]
+        assert not site.published() and len(site.incoming) == 1
+    site.run(kill, workers=workers)
+    stored = site.published()
+    assert [manifest.archive.sha256 for manifest in stored.values() if manifest.archive] == [
+        hashlib.sha256(archive.read_bytes()).hexdigest()
+    ]

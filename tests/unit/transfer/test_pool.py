@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pool
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import SftpEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pace import Pace
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Pool
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import ConnectionLost, SshTarget
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._worker import Rest, Resting
 
 
@@ -159,3 +162,27 @@ def test_workers_end_when_their_parent_is_killed() -> None:
         time.sleep(0.01)
     os.close(reading)
     os.close(writing)
+
+
+def test_what_a_worker_said_before_is_no_answer_to_a_question() -> None:
+    nobody = SftpEndpoint(SshTarget("192.0.2.1", "dsm"))
+    with Pool(2) as pool:
+        for member in pool.members:
+            member.send(Rest())
+        for _again in range(2):
+            with pytest.raises(Refused) as refusal:
+                pool.session(nobody)
+            assert refusal.value.code == "UNKNOWN_HOST"
+        assert pool.alive == pool.members and pool.nearest(nobody) == pool.members
+
+
+def test_a_worker_that_dies_while_it_is_asked_is_not_waited_for() -> None:
+    nobody = SftpEndpoint(SshTarget("192.0.2.1", "dsm"))
+    with Pool(1) as pool:
+        os.kill(pool.members[0].pid, signal.SIGKILL)
+        with pytest.raises(ConnectionLost) as lost:
+            pool.session(nobody)
+        assert lost.value.code == "WORKERS_DIED" and pool.alive == []
+        with pytest.raises(Refused) as refusal:
+            pool.session(nobody)
+        assert refusal.value.code == "UNKNOWN_HOST", "there is nobody to ask, and this process did not either"

@@ -195,3 +195,75 @@ def test_an_answer_to_another_request_is_told() -> None:
     version = packet(2, struct.pack(">I", 3))
     with pytest.raises(ProtocolError):
         Sftp(Canned(version + packet(105, struct.pack(">IIQ", 99, 1, 5)))).lstat("/f")
+
+
+class Directories:
+    """A server with one directory, whose answers to CLOSE come when the next question is asked, or the one after."""
+
+    def __init__(self, late: int) -> None:
+        self.late = late
+        self.listed = 0
+        self.asked: list[int] = []
+        self.answers: list[bytes] = []
+        self.held: list[bytes] = []
+
+    def sendall(self, s: bytes) -> None:
+        while s:
+            (length,) = struct.unpack_from(">I", s)
+            self._take(s[4], s[5:9], s[9 : 4 + length])
+            s = s[4 + length :]
+
+    def _take(self, kind: int, number: bytes, body: bytes) -> None:
+        self.asked.append(kind)
+        status = number + struct.pack(">I", 0) + text(b"") + text(b"")
+        if kind == 4:
+            self.held.append(packet(101, status))
+            return
+        if len(self.held) > self.late:
+            self.answers.append(self.held.pop(0))
+        if kind == 12:
+            self.listed += 1
+            name = number + struct.pack(">I", 1) + text(b"f") + text(b"") + struct.pack(">I", 0)
+            end = number + struct.pack(">I", 1) + text(b"eof") + text(b"")
+            self.answers.append(packet(104, name) if self.listed % 2 else packet(101, end))
+            return
+        self.answers.append(
+            {
+                1: lambda: packet(2, struct.pack(">I", 3)),
+                3: lambda: packet(102, number + text(b"f")),
+                5: lambda: packet(103, number + text(b"content")),
+                7: lambda: packet(105, number + struct.pack(">IQ", 1, 7)),
+                11: lambda: packet(102, number + text(b"d")),
+            }[kind]()
+        )
+
+    def recv(self, nbytes: int) -> bytes:
+        if not self.answers and self.held:
+            self.answers.append(self.held.pop(0))
+        assert self.answers, "waits for an answer to nothing"
+        return self.answers.pop(0)
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_a_listing_does_not_wait_until_its_directory_is_closed(late: int) -> None:
+    server = Directories(late)
+    sftp = Sftp(server)
+    assert [name for name, _attributes in sftp.listdir("/d")] == ["f"]
+    # Nobody took the answer to CLOSE, which only comes when something else is asked.
+    assert server.asked == [1, 11, 12, 12, 4] and len(server.held) == 1
+    sftp.listdir("/d")
+    assert sftp.lstat("/d/f").size == 7
+    got: list[bytes] = []
+    sftp.read(sftp.open_read("/d/f"), 0, 7, lambda _position, piece: got.append(bytes(piece)))
+    assert got == [b"content"] and not server.held
+
+
+def test_an_answer_that_nobody_asked_for_is_none_to_what_was_closed() -> None:
+    server = Directories(0)
+    sftp = Sftp(server)
+    sftp.listdir("/d")
+    handle = sftp.open_read("/d/f")
+    sftp.listdir("/d")
+    server.answers.append(packet(101, struct.pack(">II", 99, 0) + text(b"") + text(b"")))
+    with pytest.raises(ProtocolError, match="does not belong"):
+        sftp.read(handle, 0, 7, lambda _position, _piece: None)

@@ -280,3 +280,35 @@ def test_the_bandwidth_cap_holds_requests_back(tmp_path: Path) -> None:
     while landing.at < landing.end:
         stream.take()
     assert landing.hash.digest() == hashlib.sha256(content).digest()
+
+
+@given(st.integers(0, 1 << 30))
+def test_a_session_that_was_lent_goes_on_where_the_ranges_end(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    files = {"/a": random.Random(seed).randbytes(50_000)}
+    server = Server(files, seed)
+    sftp = Sftp(server)
+    path = target(tmp_path_factory.mktemp("lent"), "a", 50_000)
+    for _again in range(2):
+        # What was asked before comes among the answers to what is read, and means nothing.
+        _channel, unheard, received = sftp.lend()
+        handle = b"earlier"
+        server.handles[handle] = "/a"
+        number, frame = sftp.frame(4, text(handle))
+        server.sendall(frame)
+        sftp.resume(unheard | {number}, received)
+        stream = Stream(sftp, None, budget=60_000, request=7_000)
+        landing = Landing(1, 0, 0, 50_000, path)
+        stream.offer(landing, "/a", listed(files["/a"]))
+        finished: list[Landing] = []
+        while stream.unasked or not finished:
+            stream.refill()
+            finished += stream.take()
+        assert finished[0].hash.digest() == hashlib.sha256(files["/a"]).digest()
+        stream.close_files()
+        stream.hand_back()
+        again = sftp.open_read("/a")
+        assert sftp.fstat(again).size == 50_000
+        sftp.close(again)
+    assert server.handles == {}

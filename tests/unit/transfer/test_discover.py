@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a source is asked: every question is a round trip."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._discover import Source, discover
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import (
+    LocalEndpoint,
+    LocalSession,
+)
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import Attributes
+
+
+class Asked(LocalSession):
+    """Files of this host, whose listings tell everything, or no kinds of files."""
+
+    def __init__(self, kinds: bool) -> None:
+        self.kinds = kinds
+        self.questions: list[str] = []
+
+    def lstat(self, path: str) -> Attributes:
+        self.questions.append(f"lstat {Path(path).name}")
+        return super().lstat(path)
+
+    def listdir(self, path: str) -> list[tuple[str, Attributes]]:
+        self.questions.append(f"listdir {Path(path).name}")
+        found = [
+            (name, LocalSession().lstat(f"{path}/{name}")) for name in sorted(p.name for p in Path(path).iterdir())
+        ]
+        return [(name, item if self.kinds else item._replace(mode=0)) for name, item in found]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "questions"), [(True, ["listdir in"]), (False, ["listdir in", "lstat a", "lstat b", "lstat link"])]
+)
+def test_a_match_is_looked_at_once(tmp_path: Path, kinds: bool, questions: list[str]) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("a", "b"):
+        (source / name).write_bytes(b"x")
+    (source / "link").symlink_to("a")
+    session = Asked(kinds)
+    units = discover(session, Source(LocalEndpoint(), f"{source}/*"))
+    assert [Path(unit.name).name for unit in units] == ["a", "b"]
+    assert [stat.S_IFMT(unit.items[0].attributes.mode) for unit in units] == [stat.S_IFREG] * 2
+    assert session.questions == questions
+
+
+def test_a_name_without_wildcards_is_asked_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    session = Asked(kinds=True)
+    assert len(discover(session, Source(LocalEndpoint(), f"{tmp_path}/a"))) == 1
+    assert session.questions == ["lstat a"]
