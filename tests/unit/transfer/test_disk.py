@@ -50,3 +50,23 @@ def test_whoever_stops_early_leaves_no_thread(tmp_path: Path, monkeypatch: pytes
     assert threading.active_count() == before + 1
     pieces.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_the_disk_is_told_in_time_what_comes_next_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_disk, "_PIECE", 4096)
+    monkeypatch.setattr(_disk, "_AHEAD", 16384)
+    told: list[tuple[int, int]] = []
+
+    def note(_descriptor: int, offset: int, length: int, advice: int) -> None:
+        assert advice == _disk.os.POSIX_FADV_WILLNEED
+        told.append((offset, length))
+
+    monkeypatch.setattr(_disk.os, "posix_fadvise", note)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100_000))
+    read = 0
+    for piece in _disk.pieces(str(path)):
+        read += len(piece)
+        # Two pieces at most are read and not handed out yet, or on their way.
+        assert min(100_000, read + 16384 - 4096) <= sum(told[-1]) <= read + 2 * 4096 + 16384 + 4096
+    assert told == [(offset, 4096) for offset in range(0, sum(told[-1]), 4096)]
