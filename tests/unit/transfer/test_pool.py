@@ -186,3 +186,14 @@ def test_a_worker_that_dies_while_it_is_asked_is_not_waited_for() -> None:
         with pytest.raises(Refused) as refusal:
             pool.session(nobody)
         assert refusal.value.code == "UNKNOWN_HOST", "there is nobody to ask, and this process did not either"
+
+
+def test_who_was_asked_moves_the_bytes_first() -> None:
+    hosts = [SftpEndpoint(SshTarget(f"192.0.2.{number}", "dsm")) for number in (1, 2, 3)]
+    with Pool(3, remote=False) as pool:
+        first, second, third = pool.members
+        second.asked.add(hosts[0])
+        third.asked.add(hosts[1])
+        assert pool.nearest(hosts[0]) == [second, first, third]
+        assert pool.nearest(hosts[1]) == [third, first, second]
+        assert pool.nearest(hosts[2]) == [first, second, third]

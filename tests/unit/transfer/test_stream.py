@@ -11,17 +11,21 @@ import stat
 import struct
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._changed import SourceChanged
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._reader import SftpReader
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import (
     Attributes,
     ProtocolError,
     Sftp,
 )
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import SshTarget
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._stream import (
     Landing,
     LocalFault,
@@ -312,3 +316,46 @@ def test_a_session_that_was_lent_goes_on_where_the_ranges_end(
         assert sftp.fstat(again).size == 50_000
         sftp.close(again)
     assert server.handles == {}
+
+
+def test_a_session_that_was_lent_is_as_patient_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sftp, "round_trip", lambda _sftp: 0.001)
+    waits: list[float | None] = []
+
+    class Patient(Server):
+        def settimeout(self, timeout: float | None) -> None:
+            waits.append(timeout)
+
+    files = {"/a": b"x" * 1000}
+    connection: Any = SimpleNamespace(target=SshTarget("192.0.2.1", "dsm", stall_timeout=17.0))
+    reader = SftpReader(connection, None, Sftp(Patient(files)))
+    reader.offer(Landing(1, 0, 0, 1000, target(tmp_path, "a", 1000)), "/a", listed(files["/a"]))
+    finished: list[Landing] = []
+    while not finished:
+        reader.refill()
+        finished += reader.step(0.2)
+    reader.close_files()
+    reader.hand_back()
+    assert waits[0] == 0.2 and waits[-1] == 17.0
+
+
+def test_a_session_that_was_lent_goes_on_in_the_middle_of_an_answer(tmp_path: Path) -> None:
+    class Sliced(Server):
+        longest = 1 << 20
+
+        def recv(self, nbytes: int) -> bytes:
+            return super().recv(min(nbytes, self.longest))
+
+    files = {"/a": b"x" * 1000}
+    server = Sliced(files)
+    sftp = Sftp(server)
+    stream = Stream(sftp, None, budget=60_000, request=7_000)
+    stream.offer(Landing(1, 0, 0, 1000, target(tmp_path, "a", 1000)), "/a", listed(files["/a"]))
+    while stream.expects or stream.unasked:
+        stream.refill()
+        stream.take()
+    stream.close_files()
+    server.longest = 5
+    assert stream.take() == []
+    stream.hand_back()
+    assert sftp.fstat(sftp.open_read("/a")).size == 1000
