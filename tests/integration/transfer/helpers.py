@@ -221,6 +221,12 @@ class Sshd:
         }
 
 
+def ssh_target(login: dict[str, Any]) -> _ssh.SshTarget:
+    """Where the options of a login lead."""
+    names = ("host", "user", "port", "key_file", "known_hosts")
+    return _ssh.SshTarget(**{name: login[name] for name in names})
+
+
 class Proxy:
     """Stands between the store and sshd: cuts, stalls or damages what flows to the store."""
 

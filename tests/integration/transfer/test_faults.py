@@ -30,7 +30,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer impo
 )
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import SftpEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Pool
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import ConnectionLost, SshTarget
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import ConnectionLost
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import (
     FINGERPRINT,
@@ -42,6 +42,7 @@ from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers 
     children,
     ended,
     run_module,
+    ssh_target,
     tree,
 )
 
@@ -1102,11 +1103,8 @@ def test_a_tree_with_empty_files_is_staged_as_it_is(site: Site) -> None:
 def test_f11_a_worker_that_is_asked_connects_again_and_tells_the_clock(site: Site, proxy: Callable[..., Proxy]) -> None:
     link = proxy(site.sshd.port, lambda _seen, data: data)
     login = through(site, link)
-    target = SshTarget(
-        login["host"], login["user"], login["port"], key_file=login["key_file"], known_hosts=login["known_hosts"]
-    )
     with Pool(1) as pool:
-        session = pool.session(SftpEndpoint(target))
+        session = pool.session(SftpEndpoint(ssh_target(login)))
         session.expect_clock()
         said = session.clock()
         assert said is not None and abs(said - time.time()) < 60

@@ -19,8 +19,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._end
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._fetch import fetch
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Pool
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import Sftp
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import SshTarget
-from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import Site, run_module
+from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import Site, run_module, ssh_target
 
 SEALED = [
     {
@@ -159,17 +158,14 @@ def test_what_landed_goes_to_the_disk_while_the_rest_is_still_coming(
 def test_the_engine_without_a_store_shows_how_far_it_is(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
     archive = site.deliver(size=3_000_000)
     login = site.sshd.login()
-    target = SshTarget(
-        login["host"], login["user"], login["port"], key_file=login["key_file"], known_hosts=login["known_hosts"]
-    )
     directory = site.store / "plain"
-    report = fetch(Source(SftpEndpoint(target), str(archive)), str(directory), workers=2)
+    report = fetch(Source(SftpEndpoint(ssh_target(login)), str(archive)), str(directory), workers=2)
     assert (directory / "data" / archive.name).read_bytes() == archive.read_bytes()
     assert report.sha256 == {archive.name: hashlib.sha256(archive.read_bytes()).hexdigest()}
     assert 0 < report.peak_rss < 200 << 20
     shown = capfd.readouterr()
     assert shown.out == "" and "(100 %)" in shown.err and archive.name in shown.err
-    again = fetch(Source(SftpEndpoint(target), str(archive)), str(directory), workers=2)
+    again = fetch(Source(SftpEndpoint(ssh_target(login)), str(archive)), str(directory), workers=2)
     assert again.bytes == 0 and again.reused == archive.stat().st_size and again.sha256 == report.sha256
 
 
