@@ -115,9 +115,12 @@ def starved(silent: t.Mapping[int, float], now: float, limit: float) -> list[int
     return [worker for worker, spoke in silent.items() if now - spoke > limit]
 
 
-def slow(age: float, length: int, rate: float) -> bool:
-    """Whether a range of ``length`` bytes that was given to a worker ``age`` seconds ago is worth getting once more.
+def slow(age: float, left: int, holder_rate: float, need: float) -> bool:
+    """Whether an idle worker, which would ``need`` (s) so long for it, should get a range as well that another one has.
 
-    ``rate`` (bytes a second, 0: unknown) is that of the worker which has nothing else to do.
+    That one was given it ``age`` seconds ago, and has ``left`` bytes to receive up to its end at ``holder_rate`` (bytes
+    a second). Both count: a range may be old because it waits in a queue that moves, and a rate that nobody has
+    measured yet is 0. Bytes that are fetched twice are taken from everybody on a link that is full.
     """
-    return rate > 0 and age > 1.0 + 3 * length / rate
+    patience = 1.0 + 3 * need
+    return age > patience and left > holder_rate * patience

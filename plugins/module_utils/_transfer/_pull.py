@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import math
 import os
 import random
 import time
@@ -396,18 +397,22 @@ class _Transfer:
             self.begun[item.number] = time.monotonic()
 
     def _slow(self, member: Member) -> Range | None:
-        """Nothing is open: a range that another worker has had for much longer than this one would need."""
+        """Nothing is open: a range that another worker will deliver much later than this one would."""
         now = time.monotonic()
-        line = self.lines[member.number]
-        if not line.rate:
+        rate = self.lines[member.number].rate
+        if not rate:
             # All that it had came before its speed was looked at twice.
-            line.rate = self.report.bytes / max(0.01, now - self.up)
-        slow = {
-            item.number
-            for item in self.plan.lent
-            if _policy.slow(now - self.begun[item.number], item.length, line.rate)
-        }
-        return self.plan.double(member.number, slow)
+            rate = self.report.bytes / max(0.01, now - self.up)
+        slow = []
+        for number, line in self.lines.items() if rate else ():
+            # What a connection did that is lost says nothing about the next one.
+            left, theirs = 0, line.rate if line.connected else 0.0
+            for item in self.plan.held_by(number):
+                left += item.length
+                if not item.sha256 and _policy.slow(now - self.begun[item.number], left, theirs, item.length / rate):
+                    slow.append((-left / theirs if theirs else -math.inf, item.number))
+        # The one that would come last is worth most.
+        return self.plan.double(member.number, [number for _due, number in sorted(slow)])
 
     def _grow(self) -> None:
         """As many workers as the throughput deserves, one connect after the other."""
@@ -482,9 +487,9 @@ class _Transfer:
                 # What was received stays; what was sent counts when the whole range was confirmed.
                 self.failures.progress(member.number)
             self.received += message.received
-            if line.measured:
-                rate = message.received / max(0.01, now - line.measured)
-                line.rate = rate if not line.rate else 0.8 * line.rate + 0.2 * rate
+        if line.measured and self.plan.held_by(member.number):
+            rate = message.received / max(0.01, now - line.measured)
+            line.rate = rate if not line.rate else 0.8 * line.rate + 0.2 * rate
         line.measured = now
         if message.memory:
             line.memory = message.memory

@@ -110,12 +110,13 @@ class Plan:
             self._open.appendleft((file, start + size, end))
         return self._lend(worker, self._made(file, start, size))
 
-    def double(self, worker: int, slow: t.Collection[int]) -> Range | None:
-        """Lend one of these ranges, which another worker is slow with, once more; None if there is none."""
-        for number, lent in self._lent.items():
-            if number in slow and len(self._holders[number]) == 1 and worker not in self._holders[number]:
-                self._holders[number].append(worker)
-                return lent
+    def double(self, worker: int, slow: t.Iterable[int]) -> Range | None:
+        """Lend the first of these ranges that only one other worker has once more; None if there is none."""
+        for number in slow:
+            holders = self._holders[number]
+            if len(holders) == 1 and worker not in holders:
+                holders.append(worker)
+                return self._lent[number]
         return None
 
     def landed(self, number: int) -> Range | None:
@@ -171,11 +172,6 @@ class Plan:
     def checking(self) -> bool:
         """Whether claimed ranges wait for their check."""
         return bool(self._checks)
-
-    @property
-    def lent(self) -> list[Range]:
-        """Ranges that are lent to be transferred and have not landed."""
-        return [item for item in self._lent.values() if not item.sha256]
 
     def held_by(self, worker: int) -> list[Range]:
         """What a worker has and has not delivered."""

@@ -128,8 +128,21 @@ def test_who_says_nothing_is_starved() -> None:
 
 
 @pytest.mark.parametrize(
-    ("age", "rate", "expected"),
-    [(0.5, 1e9, False), (2.0, 1e9, True), (3.0, 1e6, False), (5.0, 1e6, True), (99, 0, False)],
+    ("age", "left", "holder_rate", "need", "expected"),
+    [
+        # The holder needs 2 s, the idle worker 0.1 s: patience is 1.3 s.
+        (1.2, 2_000_000, 1e6, 0.1, False),
+        (1.4, 2_000_000, 1e6, 0.1, True),
+        # Old, but the queue that it waits in moves.
+        (9.0, 1_200_000, 1e6, 0.1, False),
+        # The idle worker would need as long.
+        (9.0, 2_000_000, 1e6, 2.0, False),
+        # Stands still, or nobody has measured it yet.
+        (9.0, 1, 0.0, 0.1, True),
+        (0.5, 1, 0.0, 0.1, False),
+    ],
 )
-def test_a_range_is_slow_against_what_the_idle_worker_would_need(age: float, rate: float, expected: bool) -> None:
-    assert slow(age, 1 << 20, rate) is expected
+def test_a_range_is_slow_against_what_the_idle_worker_would_need(
+    age: float, left: int, holder_rate: float, need: float, expected: bool
+) -> None:
+    assert slow(age, left, holder_rate, need) is expected
