@@ -17,8 +17,9 @@ STAGGER = 0.1
 #: A round trip (s) below which a connection is limited by the processors and not by the distance.
 NEAR = 0.005
 #: With how many connections a transfer begins, from a near and from a far host. One far connection has no more under
-#: way than its windows allow, so that it takes several to fill a fast link.
-FIRST_NEAR, FIRST_FAR = 2, 4
+#: way than its windows allow, and each takes many round trips to log in and to get up to speed: all that may be used
+#: do so at the same time. They are fewer than the ten that sshd lets log in at once by default (MaxStartups).
+FIRST_NEAR, FIRST_FAR = 2, 8
 #: What another connection has to add to be worth it.
 GAIN = 1.08
 #: Bytes below which one more connection costs more than it brings.
@@ -30,9 +31,14 @@ def pause(failures: int, chance: float) -> float:
     return (0.5 + 0.5 * chance) * min(30.0, 0.1 * 2.0**failures)
 
 
-def first_workers(limit: int, size: int, round_trip: float) -> int:
-    """With how many connections to begin a transfer of so many bytes; ``round_trip`` (s), 0 if it is not known."""
-    return max(1, min(limit, FIRST_FAR if round_trip > NEAR else FIRST_NEAR, size // WORTH))
+def first_workers(limit: int, size: int, round_trip: float, capped: bool = False) -> int:
+    """With how many connections to begin a transfer of so many bytes.
+
+    ``round_trip`` in seconds, 0 if it is not known. ``capped``: there is a limit to the bandwidth, which few
+    connections may well reach.
+    """
+    first = FIRST_FAR if round_trip > NEAR and not capped else FIRST_NEAR
+    return max(1, min(limit, first, size // WORTH))
 
 
 class Growth:

@@ -254,7 +254,7 @@ class _Transfer:
         #: when the first connection was up
         self.up = 0.0
         limit = max(1, min(transfer.workers, len(pool.alive)))
-        first = _policy.first_workers(limit, transfer.bytes, transfer.round_trip)
+        first = _policy.first_workers(limit, transfer.bytes, transfer.round_trip, transfer.rate_limit > 0)
         self.growth = _policy.Growth(limit, first, os.cpu_count() or 1)
 
     # -- the whole --------------------------------------------------------------------------------------------------

@@ -315,8 +315,10 @@ class _Run:
         fresh = [unit for unit in units if unit.key(host) not in self.known]
         if fresh and self.pool is not None:
             size = max(unit.size for unit in fresh)
-            count = first_workers(self.request.workers, size, session.round_trip)
-            self.pool.warm(source.endpoint, self.request.rate_limit, count)
+            rate = self.request.rate_limit
+            self.pool.warm(
+                source.endpoint, rate, first_workers(self.request.workers, size, session.round_trip, rate > 0)
+            )
         clock = session.clock()
         skew = round(clock - time.time()) if clock is not None else None
         good, growing = settle(session, source, fresh, self.request.quiet, max(0.0, deadline - time.monotonic()))

@@ -169,10 +169,13 @@ def test_the_engine_without_a_store_shows_how_far_it_is(site: Site, capfd: pytes
     assert again.bytes == 0 and again.reused == archive.stat().st_size and again.sha256 == report.sha256
 
 
-@pytest.mark.parametrize(("round_trip", "connections"), [(0.0005, 2), (0.08, 4)])
+@pytest.mark.parametrize(
+    ("round_trip", "cap", "connections"), [(0.0005, {}, 2), (0.08, {}, 4), (0.08, {"rate_limit": 1e9}, 2)]
+)
 def test_a_far_source_is_asked_over_more_connections_from_the_start(
-    site: Site, monkeypatch: pytest.MonkeyPatch, round_trip: float, connections: int
+    site: Site, monkeypatch: pytest.MonkeyPatch, round_trip: float, cap: dict[str, float], connections: int
 ) -> None:
+    """Unless there is a limit to the bandwidth."""
     warmed, begun = [], []
     warm, growth = Pool.warm, _policy.Growth
 
@@ -190,7 +193,7 @@ def test_a_far_source_is_asked_over_more_connections_from_the_start(
     monkeypatch.setattr(Pool, "warm", warming)
     monkeypatch.setattr(Sftp, "round_trip", lambda _sftp: round_trip)
     site.deliver()
-    site.run()
+    site.run(**cap)
     assert (warmed, begun) == ([connections], [connections])
 
 

@@ -95,18 +95,20 @@ def test_growth_ends_when_a_connection_is_refused_or_lost() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "size", "near", "far"),
-    [(8, 0, 1, 1), (8, 5 << 20, 1, 1), (8, 9 << 20, 2, 2), (8, GIBI, 2, 4), (3, GIBI, 2, 3), (1, GIBI, 1, 1)],
+    [(8, 0, 1, 1), (8, 5 << 20, 1, 1), (8, 9 << 20, 2, 2), (8, GIBI, 2, 8), (3, GIBI, 2, 3), (1, GIBI, 1, 1)],
 )
 def test_a_small_transfer_takes_one_connection_and_a_far_one_more_than_a_near_one(
     limit: int, size: int, near: int, far: int
 ) -> None:
     assert first_workers(limit, size, 0.0) == first_workers(limit, size, NEAR) == near
     assert first_workers(limit, size, NEAR * 1.01) == first_workers(limit, size, 0.3) == far
+    assert first_workers(limit, size, 0.3, capped=True) == near, "what a cap allows needs no more"
 
 
-def test_eight_connects_at_once_never_meet_the_default_of_maxstartups() -> None:
+def test_connects_never_meet_the_default_of_maxstartups() -> None:
     # Ten may be under way; a handshake at a round trip of 100 ms takes one second.
     assert 1.0 / STAGGER <= 10
+    assert first_workers(64, GIBI, 0.3) < 10
 
 
 def test_pauses_grow_and_differ_and_end_at_half_a_minute() -> None:

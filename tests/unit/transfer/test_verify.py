@@ -141,7 +141,8 @@ def test_a_slice_without_a_file_says_nothing(filler: Filler) -> None:
         run(filler, turn=turn, turns=3, run_id=str(turn))
     assert [subject for subject, data in recorded(filler)] == [name] and "partial" not in recorded(filler)[0][1]
     assert mine in (1, 2, 3)
-    two = filler.publish("", files=(("x1", b"1"), ("x2", b"2"), ("x3", b"3"), ("x4", b"4")), sealed=())
+    # So many that they are never all in the same slice, whatever the backup's name.
+    two = filler.publish("", files=tuple((f"x{number}", b"1") for number in range(40)), sealed=())
     filler.close()
     turn = rotation.slice_of(two, "x1", 3)
     run(filler, turn=turn, turns=3, run_id="again")
