@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -38,6 +38,7 @@ SYSTEM = {
     "gcc": "gcc",
     "openssl": "openssl",
 }
+PROFILER = {"perf": "linux-perf"}
 #: What was published for the verification at rest; removed at the end and at the next start.
 DISK = "kmsops-bench-store"
 QUIET_FOR, QUIET_WITHIN = 2.0, 60.0
@@ -84,7 +85,7 @@ def outside(asked: Asked) -> int:
     shutil.rmtree(asked.output / DISK, ignore_errors=True)
     chosen = [peer for peer in peers.PEERS if peer.name in asked.tools]
     if asked.install and asked.links:
-        prepare_system(chosen)
+        prepare_system(chosen, {**SYSTEM, **(PROFILER if asked.profile else {})})
     emulator = compile_emulator(CHECKOUT / "bench" / "wan.c", asked.output) if asked.links else asked.output
     if not asked.busy and not asked.smoke:
         await_quiet()
@@ -97,9 +98,9 @@ def outside(asked: Asked) -> int:
     return wait_for(child)
 
 
-def prepare_system(chosen: Sequence[peers.Peer]) -> None:
+def prepare_system(chosen: Sequence[peers.Peer], commands: Mapping[str, str]) -> None:
     """Install what is missing, with a word about it."""
-    missing = {package for command, package in SYSTEM.items() if shutil.which(command) is None}
+    missing = {package for command, package in commands.items() if shutil.which(command) is None}
     if "gcc" in missing:
         missing.add("libc6-dev")
     if shutil.which("sshd", path="/usr/sbin:/usr/local/sbin") is None:
@@ -238,6 +239,7 @@ def measure_links(
         modules=modules,
         emulator=emulator,
         netem=netem_works(source),
+        profiles=asked.output if asked.profile else None,
     )
     for name in asked.links:
         with part(name, rows, plan.absent):

@@ -33,6 +33,7 @@ class Asked:
     busy: bool
     output: Path
     keep: bool
+    profile: bool
 
     @property
     def links(self) -> list[str]:
@@ -63,6 +64,9 @@ def parse(arguments: Sequence[str]) -> Asked:
     parser.add_argument(
         "--keep", action="store_true", help="keep what this commit's earlier run measured of other things"
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="after the rounds of a link, each tool once more under perf (Linux)"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where results go (default build/bench)")
     given = parser.parse_args(list(arguments))
     only = tuple(name for name in given.only.split(",") if name) or tuple(everything)
@@ -83,4 +87,5 @@ def parse(arguments: Sequence[str]) -> Asked:
         given.busy,
         given.output.resolve(),
         given.keep,
+        given.profile,
     )

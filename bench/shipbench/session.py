@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shipbench import calibration, ours, probe, report, system
+from shipbench import calibration, ours, probe, profile, report, system
 from shipbench.calibration import Measured
 from shipbench.ends import SOURCE, End, await_words, tail
 from shipbench.errors import BenchError
@@ -54,6 +54,8 @@ class Plan:
     modules: ours.Modules
     emulator: Path
     netem: bool
+    #: where profiles go, None: none are made
+    profiles: Path | None
 
 
 class Session:
@@ -77,8 +79,11 @@ class Session:
             if off and not plan.smoke:
                 raise BenchError("the link is not what it says, so nothing is measured on it: " + "; ".join(off))
             server = Server(self.source, self._place).start()
+            meter = Meter(wire, server, plan.scratch)
             try:
-                self._rounds(Meter(wire, server, plan.scratch), server, after_round)
+                self._rounds(meter, server, after_round)
+                if plan.profiles is not None:
+                    self._profile(meter, server, plan.profiles)
             finally:
                 self.source.stop(server.pid)
             self._calibrate(wire, "after")
@@ -136,8 +141,7 @@ class Session:
 
     # -- rounds -----------------------------------------------------------------------------------------------------
     def _rounds(self, meter: Meter, server: Server, after_round: Callable[[], None]) -> None:
-        plan = self.plan
-        names = [OURS, *(peer.name for peer in plan.peers if peer.runs_on(self.link.name))]
+        plan, names = self.plan, self._names()
         good = number = 0
         while good < plan.rounds and number < plan.rounds + SPARE_ROUNDS:
             number += 1
@@ -151,7 +155,28 @@ class Session:
             good += not spoilt
             after_round()
 
-    def _run(self, meter: Meter, server: Server, name: str, number: int) -> dict[str, Any]:
+    def _names(self) -> list[str]:
+        return [OURS, *(peer.name for peer in self.plan.peers if peer.runs_on(self.link.name))]
+
+    def _profile(self, meter: Meter, server: Server, directory: Path) -> None:
+        """Every tool that came home once more, with samples taken: slower by that, so nothing else is said of it."""
+        data = self.plan.scratch / "perf.data"
+        for name in self._names():
+            if name in self._stopped:
+                continue
+            row = self._run(meter, server, name, 0, data)
+            title = f"{name} on {self.link.title}, {row['bytes']} bytes in {row['seconds']:.1f} s under perf"
+            place = directory / f"profile-{self.link.name}-{name}.txt"
+            try:
+                place.write_text(profile.text(f"{title}{row['why'] and ': ' + row['why']}", data), encoding="utf-8")
+            except BenchError as error:
+                # What was measured before does not become wrong by it.
+                self.say(f"  no profile: {error.message} {row['why']}")
+                return
+            data.unlink()
+            self.say(f"  {place.name}")
+
+    def _run(self, meter: Meter, server: Server, name: str, number: int, perf: Path | None = None) -> dict[str, Any]:
         """One tool, once: into an empty directory, and every byte of the result hashed afterwards."""
         plan = self.plan
         shutil.rmtree(self._work, ignore_errors=True)
@@ -165,6 +190,8 @@ class Session:
         else:
             peer = next(peer for peer in plan.peers if peer.name == name)
             argv = peer.argv(Job(str(plan.file), str(target), server))
+        if perf is not None:
+            argv = profile.recorded(argv, perf)
         usage = meter.run(argv, limit=limit, environment=environment)
         why, told = self._verdict(name, usage.code, usage.output, target, limit)
         if usage.code is None and name != OURS:
