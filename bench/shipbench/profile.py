@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ def text(title: str, data: Path) -> str:
             raise BenchError("perf is not there.", "Install Debian's linux-perf.") from None
         if done.returncode != 0:
             raise BenchError(f"perf cannot report: {done.stderr.strip()[-300:]}")
-        lines = [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
+        # Columns that only some events have are empty; of a library without symbols the first table has the sum.
+        lines = [re.sub(r"(\s+-)+\s*$", "", line) for line in done.stdout.splitlines() if line.strip()]
+        lines = [line for line in lines if not re.search(r"0x[0-9a-f]{16}$", line)]
         parts.append("\n".join([f"{name} (% of all samples)", *lines]))
     return "\n\n".join(parts) + "\n"
