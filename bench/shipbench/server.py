@@ -103,9 +103,9 @@ class Server:
         return system.processor_time(self.pid, children=True)
 
     def settle(self, limit: float = 5.0) -> None:
-        """Wait until the last session has ended, so that its time is counted."""
+        """Wait until the server has taken notice of the last session's end: only then is its time counted."""
         end = time.monotonic() + limit
-        while self.end.visitors():
+        while self.end.visitors() or system.children(self.pid):
             if time.monotonic() > end:
                 raise BenchError(f"Sessions of sshd did not end within {limit:g} s.")
             time.sleep(0.01)

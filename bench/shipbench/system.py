@@ -82,6 +82,21 @@ def processes_in(network: int) -> Iterator[int]:
                 yield int(place.name)
 
 
+def children(pid: int) -> list[int]:
+    """Children of a process, also those that have ended and that it has not waited for."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if parse_parent((place / "stat").read_text(encoding="utf-8", errors="replace")) == pid:
+                found.append(int(place.name))
+    return found
+
+
+def parse_parent(text: str) -> int:
+    """The parent from the text of /proc/PID/stat."""
+    return int(text.rpartition(")")[2].split()[1])
+
+
 def memory_of(pid: int) -> int:
     """Bytes of memory of a process, its share of what it shares with others (PSS); 0 if it is gone."""
     with contextlib.suppress(OSError):

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 from shipbench import system
 
@@ -23,6 +26,21 @@ DEVICES = (
 def test_processor_time_of_a_command_with_brackets_in_its_name() -> None:
     assert system.parse_processor_time(STAT, children=False) == 200 / system.TICK
     assert system.parse_processor_time(STAT, children=True) == 250 / system.TICK
+
+
+def test_the_parent_of_a_command_with_brackets_in_its_name() -> None:
+    assert system.parse_parent(STAT) == 1
+
+
+def test_a_child_counts_until_it_was_waited_for() -> None:
+    """What it used is only then its parent's."""
+    child = os.posix_spawn(sys.executable, [sys.executable, "-c", "sum(range(10**6))"], os.environ)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    before = system.processor_time(os.getpid(), children=True)
+    assert child in system.children(os.getpid())
+    os.waitpid(child, 0)
+    assert child not in system.children(os.getpid())
+    assert system.processor_time(os.getpid(), children=True) > before
 
 
 def test_busy_time_leaves_idle_and_interrupts_out() -> None:
