@@ -35,7 +35,7 @@ def text(title: str, data: Path) -> str:
         if done.returncode != 0:
             raise BenchError(f"perf cannot report: {done.stderr.strip()[-300:]}")
         # Columns that only some events have are empty; of a library without symbols the first table has the sum.
-        lines = [re.sub(r"(\s+-)+\s*$", "", line) for line in done.stdout.splitlines() if line.strip()]
+        lines = [re.sub(r"(\s+-)*\s*$", "", line) for line in done.stdout.splitlines() if line.strip()]
         lines = [line for line in lines if not re.search(r"0x[0-9a-f]{16}$", line)]
         parts.append("\n".join([f"{name} (% of all samples)", *lines]))
     return "\n\n".join(parts) + "\n"

@@ -15,6 +15,7 @@ case "$*" in
 *"-i $PWD/good "*|*"-i $PWD/good")
     echo
     echo "  61.00%  python  libcrypto.so.3   -      -  "
+    echo "   9.00%  sshd    libc.so.6   "
     echo "   0.94%  python  libcrypto.so.3  [.] 0x000000000029c2d0"
     echo ;;
 *) echo "file is empty" >&2; exit 1 ;;
@@ -39,7 +40,8 @@ def test_a_profile_has_a_title_and_both_tables(tmp_path: Path, monkeypatch: pyte
     parts = profile.text("ours on LAN", tmp_path / "good").split("\n\n")
     assert parts[0] == "ours on LAN"
     assert [part.splitlines()[0].split(" (")[0] for part in parts[1:]] == [name for name, _sort in profile.TABLES]
-    assert all(part.splitlines()[1:] == ["  61.00%  python  libcrypto.so.3"] for part in parts[1:])
+    shares = ["  61.00%  python  libcrypto.so.3", "   9.00%  sshd    libc.so.6"]
+    assert all(part.splitlines()[1:] == shares for part in parts[1:])
 
 
 def test_what_cannot_be_reported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
