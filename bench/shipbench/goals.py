@@ -114,11 +114,13 @@ def reached(goal: Goal, values: Spread) -> bool:
 
 def _link(goal: Goal, found: LinkResult | None, entry: dict[str, Any]) -> tuple[Spread | None, list[str], list[str]]:
     """Ratios of a goal about a link, why they may not be claimed, and our own failures."""
-    if found is None or not found.rounds:
-        return None, [f"the link is off: {reason}" for reason in found.off] if found else ["not run"], []
+    if found is None:
+        return None, ["not run"], []
     rivals = RIVALS if goal.against == (BEST,) else goal.against
     why = [f"absent: {name}" for name in rivals if name in found.absent]
     why += [f"the link is off: {reason}" for reason in found.off]
+    if not found.rounds:
+        return None, [*why, "no round counts"], found.failed
     if found.busy > DISTURBED * found.runs:
         why.append(f"the machine was busy with something else in {found.busy} of {found.runs} runs")
     present: Sequence[str] = [name for name in rivals if name not in found.absent]

@@ -93,7 +93,20 @@ def test_a_link_that_is_off_is_not_claimed() -> None:
 
 def test_a_link_that_could_not_be_used_says_why() -> None:
     entry = judged("1g-80ms", LinkResult(off=["no emulator"]))
-    assert (entry["met"], entry["n"], entry["why"]) == (None, 0, ["the link is off: no emulator"])
+    assert (entry["met"], entry["n"]) == (None, 0)
+    assert entry["why"] == ["the link is off: no emulator", "no round counts"]
+
+
+def test_where_no_round_counts_the_absent_peers_and_our_failures_are_still_told() -> None:
+    found = LinkResult(off=["late"], absent=["lftp"], failed=["ours, round 1: another SHA-256"])
+    entry = judged("1g-80ms", found)
+    assert entry["why"] == [
+        "absent: lftp",
+        "the link is off: late",
+        "no round counts",
+        "ours, round 1: another SHA-256",
+    ]
+    assert entry["met"] is False
 
 
 @pytest.mark.parametrize(("busy", "met"), [(10, True), (11, None)])
