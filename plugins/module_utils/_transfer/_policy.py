@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import typing as t
 
 #: Failures of connections in a row, without a byte in between, after which a worker gives up.
@@ -16,11 +17,13 @@ ATTEMPTS = 8
 STAGGER = 0.1
 #: A round trip (s) below which a connection is limited by the processors and not by the distance.
 NEAR = 0.005
-#: With how many connections a transfer begins, from a near and from a far host. One far connection has no more under
-#: way than its windows allow, and each takes many round trips to log in and to get up to speed: all that may be used
-#: do so at the same time. They are fewer than the ten that sshd lets log in at once by default (MaxStartups).
-FIRST_NEAR, FIRST_FAR = 2, 8
-#: What another connection has to add to be worth it.
+#: With how many connections a transfer begins at least and at most; fewer than the ten that sshd lets log in at once by
+#: default (MaxStartups).
+FEWEST, AT_ONCE = 2, 8
+#: Bytes that one connection has under way at most (what TCP allows itself by default: 26 MB/s were measured at 80 ms),
+#: and the bytes a second for which a transfer begins with enough connections: what few processors encrypt and hash.
+FLIGHT, FAST = 2 << 20, 250e6
+#: What further connections have to add to be worth it.
 GAIN = 1.08
 #: Bytes below which one more connection costs more than it brings.
 WORTH = 4 << 20
@@ -31,18 +34,20 @@ def pause(failures: int, chance: float) -> float:
     return (0.5 + 0.5 * chance) * min(30.0, 0.1 * 2.0**failures)
 
 
-def first_workers(limit: int, size: int, round_trip: float, capped: bool = False) -> int:
-    """With how many connections to begin a transfer of so many bytes.
+def first_workers(limit: int, size: int, round_trip: float, rate_limit: float = 0.0) -> int:
+    """With how many connections to begin a transfer of so many bytes: as the distance needs.
 
-    ``round_trip`` in seconds, 0 if it is not known. ``capped``: there is a limit to the bandwidth, which few
-    connections may well reach.
+    Each takes many round trips to log in and to get up to speed, so those that a far host needs do it at the same
+    time; more than that only overflow the queues on the way.
+
+    ``round_trip`` in seconds, 0 if it is not known. ``rate_limit`` in bytes a second, 0: none.
     """
-    first = FIRST_FAR if round_trip > NEAR and not capped else FIRST_NEAR
-    return max(1, min(limit, first, size // WORTH))
+    needed = math.ceil(min(FAST, rate_limit or FAST) * round_trip / FLIGHT)
+    return max(1, min(limit, AT_ONCE, max(FEWEST, needed), size // WORTH))
 
 
 class Growth:
-    """Adds connections while that raises the throughput.
+    """Adds connections while that raises the throughput, and takes back those that did not.
 
     :param limit: connections at most
     :param processors: of this host; near hosts get no more connections than that
@@ -54,7 +59,7 @@ class Growth:
         self._processors = max(2, processors)
         self._round_trip = 0.0
         self._settled = False
-        self._rate_before = 0.0
+        self._rate_before, self._workers_before = 0.0, workers
         self._window: tuple[float, int] | None = None
         self._resume = float("inf")
 
@@ -63,7 +68,7 @@ class Growth:
         self._round_trip = max(self._round_trip, round_trip)
         # A new connection starts slowly; it is measured when it had time to get up to speed.
         self._window = None
-        self._resume = now + 0.1 + 4 * self._round_trip
+        self._resume = now + 0.1 + 10 * self._round_trip
         if self._round_trip <= NEAR:
             self.limit = min(self.limit, self._processors)
 
@@ -78,21 +83,25 @@ class Growth:
 
     def wanted(self, now: float, moved: int, open_bytes: int) -> int:
         """How many connections there should be now, ``moved`` bytes since the start of the transfer."""
-        if self._settled or self.workers >= self.limit or now < self._resume:
+        if self._settled or now < self._resume:
             return self.workers
         if self._window is None:
             self._window = (now, moved)
             return self.workers
         started, before = self._window
         seconds = now - started
-        if seconds < 0.4 + 3 * self._round_trip or moved == before:
+        # TCP goes up and down within dozens of round trips: what it carries in fewer is chance.
+        if seconds < 0.4 + 25 * self._round_trip or moved == before:
             return self.workers
         rate = (moved - before) / seconds
         if rate < self._rate_before * GAIN:
+            self.workers = self._workers_before
+            self._settled = True
+        elif self.workers >= self.limit:
             self._settled = True
         elif open_bytes > WORTH * self.workers:
-            self._rate_before = rate
-            self.workers = min(self.limit, self.workers * 2)
+            self._rate_before, self._workers_before = rate, self.workers
+            self.workers = min(self.limit, self.workers + max(1, self.workers // 2))
             self._window = None
             self._resume = float("inf")
         return self.workers

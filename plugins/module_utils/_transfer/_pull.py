@@ -236,7 +236,8 @@ class _Line:
     spoke: float = 0.0
     rate: float = 0.0
     measured: float = 0.0
-    memory: int = 0
+    #: it gets nothing new, because the transfer is as fast without it
+    spare: bool = False
 
 
 class _Transfer:
@@ -247,6 +248,10 @@ class _Transfer:
         self.report = TransferReport()
         self.failures = _policy.Failures(transfer.attempts)
         self.lines: dict[int, _Line] = {}
+        #: workers that were told to rest and have not said that they do
+        self.resting: set[int] = set()
+        #: bytes of each worker's memory
+        self.memory: dict[int, int] = {}
         #: when each range was lent first that is not back yet
         self.begun: dict[int, float] = {}
         self.received = 0
@@ -254,7 +259,7 @@ class _Transfer:
         #: when the first connection was up
         self.up = 0.0
         limit = max(1, min(transfer.workers, len(pool.alive)))
-        first = _policy.first_workers(limit, transfer.bytes, transfer.round_trip, transfer.rate_limit > 0)
+        first = _policy.first_workers(limit, transfer.bytes, transfer.round_trip, transfer.rate_limit)
         self.growth = _policy.Growth(limit, first, os.cpu_count() or 1)
 
     # -- the whole --------------------------------------------------------------------------------------------------
@@ -271,8 +276,9 @@ class _Transfer:
             raise
         except BaseException:
             # Whatever this is, nobody may write after it.
-            for member in self._busy():
-                member.end()
+            for member in self.pool.alive:
+                if member.number in self.lines or member.number in self.resting:
+                    member.end()
             raise
         self._rest()
         self.report.sha256 = self.whole.sha256
@@ -364,6 +370,10 @@ class _Transfer:
         """Keep a worker supplied with a little more than it can have under way."""
         line = self.lines[member.number]
         held = self.plan.held_by(member.number)
+        if line.spare:
+            if not held:
+                self._let_go(member)
+            return
         count, ahead = len(held), sum(item.length for item in held)
         given: list[Range] = []
         while count < RANGES_AHEAD and (ahead < AHEAD or count < 2):
@@ -422,7 +432,7 @@ class _Transfer:
         wanted = self.growth.wanted(now, self.received, self.plan.open_bytes)
         near = self.pool.nearest(self.transfer.endpoint)
         resting = [member for member in near if member.number not in self.lines]
-        for index, member in enumerate(resting[: wanted - len(self.lines)]):
+        for index, member in enumerate(resting[: max(0, wanted - len(self.lines))]):
             self.lines[member.number] = _Line(spoke=now)
             member.send(
                 Job(
@@ -434,12 +444,16 @@ class _Transfer:
             )
             self._feed(member)
             member.send(Connect(index * _policy.STAGGER))
+        for number in list(self.lines)[wanted:]:
+            self.lines[number].spare = True
 
     # -- hearing ----------------------------------------------------------------------------------------------------
     def _hear(self, member: Member, message: t.Any) -> None:
         line = self.lines.get(member.number)
         if message is None:
             self._died(member)
+        elif isinstance(message, Resting):
+            self._rests(member, message)
         elif line is not None:
             line.spoke = time.monotonic()
             if isinstance(message, Landed):
@@ -492,11 +506,11 @@ class _Transfer:
             line.rate = rate if not line.rate else 0.8 * line.rate + 0.2 * rate
         line.measured = now
         if message.memory:
-            line.memory = message.memory
+            self.memory[member.number] = message.memory
             self.report.peak_rss = max(self.report.peak_rss, self._memory())
 
     def _memory(self) -> int:
-        return memory_of_this_process() + sum(line.memory for line in self.lines.values())
+        return memory_of_this_process() + sum(self.memory.values())
 
     def _failed(self, member: Member, line: _Line, error: DsmError) -> None:
         """A connection was lost or refused."""
@@ -504,8 +518,8 @@ class _Transfer:
             raise error
         was_up, line.connected = line.connected, False
         others = any(other.connected for other in self.lines.values())
-        if not was_up and others and not self.plan.held_by(member.number):
-            # One connection more than the source takes: those that work are enough.
+        if others and (line.spare or (not was_up and not self.plan.held_by(member.number))):
+            # It is not needed, or it is one more than the source takes: those that work are enough.
             self.growth.refused()
             self._retire(member)
             return
@@ -520,12 +534,18 @@ class _Transfer:
     def _retire(self, member: Member) -> None:
         """Do without this worker for the rest of the transfer."""
         self.report.resent += sum(item.length for item in self.plan.give_back(member.number) if not item.sha256)
-        del self.lines[member.number]
-        member.send(Rest())
+        self._let_go(member)
         self.growth.lost(len(self.lines))
+
+    def _let_go(self, member: Member) -> None:
+        del self.lines[member.number]
+        self.resting.add(member.number)
+        member.send(Rest())
 
     def _died(self, member: Member) -> None:
         how = member.end()
+        self.resting.discard(member.number)
+        self.memory.pop(member.number, None)
         if member.number not in self.lines:
             return
         self.report.resent += sum(item.length for item in self.plan.give_back(member.number) if not item.sha256)
@@ -550,17 +570,18 @@ class _Transfer:
     # -- the end ----------------------------------------------------------------------------------------------------
     def _rest(self) -> None:
         """No worker touches a file of this transfer any more when this returns."""
-        waiting = {member.number for member in self._busy()}
         for member in self._busy():
-            member.send(Rest())
+            self._let_go(member)
         deadline = time.monotonic() + _REST_SECONDS
-        while waiting and time.monotonic() < deadline:
+        while self.resting and time.monotonic() < deadline:
             for member, message in self.pool.hear(0.1):
-                if isinstance(message, Resting) or message is None:
-                    waiting.discard(member.number)
-                if isinstance(message, Resting) and member.number in self.lines:
-                    self.lines[member.number].memory = message.memory
-                if message is None:
-                    member.end()
-        for member in [member for member in self.pool.alive if member.number in waiting]:
+                if isinstance(message, Resting):
+                    self._rests(member, message)
+                elif message is None:
+                    self._died(member)
+        for member in [member for member in self.pool.alive if member.number in self.resting]:
             member.end()
+
+    def _rests(self, member: Member, message: Resting) -> None:
+        self.resting.discard(member.number)
+        self.memory[member.number] = message.memory

@@ -316,9 +316,7 @@ class _Run:
         if fresh and self.pool is not None:
             size = max(unit.size for unit in fresh)
             rate = self.request.rate_limit
-            self.pool.warm(
-                source.endpoint, rate, first_workers(self.request.workers, size, session.round_trip, rate > 0)
-            )
+            self.pool.warm(source.endpoint, rate, first_workers(self.request.workers, size, session.round_trip, rate))
         clock = session.clock()
         skew = round(clock - time.time()) if clock is not None else None
         good, growing = settle(session, source, fresh, self.request.quiet, max(0.0, deadline - time.monotonic()))

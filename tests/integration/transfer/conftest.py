@@ -23,7 +23,7 @@ def pytest_exception_interact(call: pytest.CallInfo[Any], report: pytest.TestRep
 @pytest.fixture(autouse=True)
 def near(monkeypatch: pytest.MonkeyPatch) -> None:
     """How far a busy machine seems to be from itself is chance: a transfer begins as from a near host."""
-    monkeypatch.setattr(_policy, "FIRST_FAR", _policy.FIRST_NEAR)
+    monkeypatch.setattr(_policy, "AT_ONCE", _policy.FEWEST)
 
 
 @pytest.fixture(scope="session")

@@ -7,17 +7,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import signal
 import time
 
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _policy
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import (
+    _policy,
+    _pull,
+    _ranges,
+)
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._discover import Source
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import Session, SftpEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._fetch import fetch
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Pool
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Member, Pool
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import Sftp
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import Site, run_module, ssh_target
 
@@ -170,12 +175,12 @@ def test_the_engine_without_a_store_shows_how_far_it_is(site: Site, capfd: pytes
 
 
 @pytest.mark.parametrize(
-    ("round_trip", "cap", "connections"), [(0.0005, {}, 2), (0.08, {}, 4), (0.08, {"rate_limit": 1e9}, 2)]
+    ("round_trip", "cap", "connections"), [(0.0005, {}, 2), (0.08, {}, 4), (0.08, {"rate_limit": 50e6}, 2)]
 )
 def test_a_far_source_is_asked_over_more_connections_from_the_start(
     site: Site, monkeypatch: pytest.MonkeyPatch, round_trip: float, cap: dict[str, float], connections: int
 ) -> None:
-    """Unless there is a limit to the bandwidth."""
+    """Unless a limit to the bandwidth needs no more."""
     warmed, begun = [], []
     warm, growth = Pool.warm, _policy.Growth
 
@@ -187,7 +192,7 @@ def test_a_far_source_is_asked_over_more_connections_from_the_start(
         begun.append(workers)
         return growth(limit, workers, processors)
 
-    monkeypatch.setattr(_policy, "FIRST_FAR", 4)
+    monkeypatch.setattr(_policy, "AT_ONCE", 4)
     monkeypatch.setattr(_policy, "WORTH", 1000)
     monkeypatch.setattr(_policy, "Growth", beginning)
     monkeypatch.setattr(Pool, "warm", warming)
@@ -195,6 +200,37 @@ def test_a_far_source_is_asked_over_more_connections_from_the_start(
     site.deliver()
     site.run(**cap)
     assert (warmed, begun) == ([connections], [connections])
+
+
+def test_a_connection_that_did_not_help_is_taken_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three for the first third of the bytes, then two."""
+    piece, let_go = 1 << 16, []
+    size = 200 * piece
+    letting, feeding = _pull._Transfer._let_go, _pull._Transfer._feed
+
+    def watch(transfer: _pull._Transfer, member: Member) -> None:
+        let_go.append(transfer.plan.done)
+        letting(transfer, member)
+
+    def feed(transfer: _pull._Transfer, member: Member) -> None:
+        """Everybody gets something, and nobody the last before the third was let go."""
+        last = 3 * transfer.plan.open_bytes < size
+        if transfer.report.workers == 3 and (let_go or not last or transfer.lines[member.number].spare):
+            feeding(transfer, member)
+
+    for module, name in ((_ranges, "SMALLEST"), (_ranges, "BIGGEST"), (_policy, "WORTH")):
+        monkeypatch.setattr(module, name, piece)
+    monkeypatch.setattr(_policy, "FEWEST", 3)
+    monkeypatch.setattr(_policy, "AT_ONCE", 3)
+    monkeypatch.setattr(_policy.Growth, "wanted", lambda _growth, _now, _moved, left: 3 if 3 * left > 2 * size else 2)
+    monkeypatch.setattr(_pull._Transfer, "_let_go", watch)
+    monkeypatch.setattr(_pull._Transfer, "_feed", feed)
+    path = site.source / "backup.bin"
+    path.write_bytes(random.Random(7).randbytes(size))
+    site.at(path, 600)
+    result = site.run()
+    assert let_go == [False, True, True]
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def logins(site: Site) -> int:

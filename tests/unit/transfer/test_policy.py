@@ -45,23 +45,24 @@ def play(growth: Growth, rate: Callable[[int], float], round_trip: float, second
 
 
 def test_a_far_host_gets_more_connections_while_each_adds_its_share() -> None:
-    assert play(Growth(8, 2, 2), lambda count: count * 25e6, 0.08) == [2, 4, 8]
+    assert play(Growth(8, 2, 2), lambda count: count * 25e6, 0.08) == [2, 3, 4, 6, 8]
 
 
-def test_all_connections_of_a_far_host_are_up_within_five_seconds() -> None:
-    growth = Growth(8, 2, 2)
-    assert play(growth, lambda count: count * 25e6, 0.08, seconds=4.5) == [2, 4, 8]
+def test_connections_that_add_nothing_are_taken_back() -> None:
+    assert play(Growth(8, 2, 2), lambda count: 24e6, 0.08) == [2, 3, 2]
+    assert play(Growth(8, 3, 2), lambda count: min(count * 40e6, 118e6), 0.02) == [3, 4, 3]
+    assert play(Growth(8, 2, 2), lambda count: min(count * 25e6, 75e6), 0.08) == [2, 3, 4, 3]
+    assert play(Growth(8, 2, 2), lambda count: min(count * 20e6, 120e6), 0.08) == [2, 3, 4, 6, 8, 6], "the last as well"
+    assert play(Growth(8, 6, 2), lambda count: 100e6 - count * 1e6, 0.08) == [6, 8, 6], "nor do they do harm"
 
 
-def test_growth_ends_where_the_link_is_full() -> None:
-    assert play(Growth(8, 2, 2), lambda count: min(count * 20e6, 60e6), 0.08) == [2, 4, 8]
-    assert play(Growth(8, 2, 2), lambda count: min(count * 25e6, 50e6), 0.08) == [2, 4]
-    assert play(Growth(8, 2, 2), lambda count: 24e6, 0.08) == [2, 4]
+def test_what_was_taken_back_is_not_tried_again() -> None:
+    assert play(Growth(8, 2, 2), lambda count: 24e6, 0.08, seconds=3600.0) == [2, 3, 2]
 
 
 def test_a_near_host_gets_no_more_than_there_are_processors() -> None:
     assert play(Growth(8, 2, 2), lambda count: count * 200e6, 0.0005) == [2]
-    assert play(Growth(8, 2, 4), lambda count: count * 200e6, 0.0005) == [2, 4]
+    assert play(Growth(8, 2, 4), lambda count: count * 200e6, 0.0005) == [2, 3, 4]
 
 
 @pytest.mark.parametrize("limit", range(1, 9))
@@ -83,7 +84,7 @@ def test_no_growth_for_the_last_bytes() -> None:
     growth.connected(0.0, 0.08)
     growth.wanted(10.0, 0, 1 << 20)
     assert growth.wanted(20.0, GIBI, 1 << 20) == 2
-    assert growth.wanted(21.0, 2 * GIBI, GIBI) == 4
+    assert growth.wanted(21.0, 2 * GIBI, GIBI) == 3
 
 
 def test_growth_ends_when_a_connection_is_refused_or_lost() -> None:
@@ -101,8 +102,23 @@ def test_a_small_transfer_takes_one_connection_and_a_far_one_more_than_a_near_on
     limit: int, size: int, near: int, far: int
 ) -> None:
     assert first_workers(limit, size, 0.0) == first_workers(limit, size, NEAR) == near
-    assert first_workers(limit, size, NEAR * 1.01) == first_workers(limit, size, 0.3) == far
-    assert first_workers(limit, size, 0.3, capped=True) == near, "what a cap allows needs no more"
+    assert first_workers(limit, size, 0.08) == first_workers(limit, size, 0.8) == far
+
+
+def test_a_transfer_begins_with_as_many_connections_as_the_distance_needs() -> None:
+    assert [first_workers(8, GIBI, milliseconds / 1000) for milliseconds in (1, 10, 20, 40, 60, 80)] == [
+        2,
+        2,
+        3,
+        5,
+        8,
+        8,
+    ]
+
+
+@pytest.mark.parametrize(("rate_limit", "expected"), [(1e6, 2), (50e6, 2), (100e6, 4), (1e9, 8)])
+def test_what_a_limit_to_the_bandwidth_allows_needs_no_more(rate_limit: float, expected: int) -> None:
+    assert first_workers(8, GIBI, 0.08, rate_limit) == expected
 
 
 def test_connects_never_meet_the_default_of_maxstartups() -> None:

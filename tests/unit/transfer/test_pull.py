@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who fetches what once more when nothing is open. Time stands where the test says."""
+"""Who fetches what once more when nothing is open, and how workers are let go. Time stands where the test says."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 import pytest
 
@@ -15,10 +15,19 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._dis
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ranges import MEBI, Plan, Range
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import Attributes
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._worker import Alive
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._worker import (
+    Alive,
+    Connect,
+    Failed,
+    Landed,
+    Rest,
+    Resting,
+    Take,
+)
 
 #: Worker 9 has nothing to do and gets a range of 1 MiB in a tenth of a second, so that it is patient for 1.3 s.
 IDLE = 9
+GONE = Failed("ConnectionLost", "gone", "CONNECTION_LOST", "", {})
 
 
 class Moment:
@@ -92,3 +101,107 @@ def test_nobody_is_slow_because_there_was_nothing_to_do(tmp_path: Path, monkeypa
         moment.transfer._alive(member, line, Alive(0, 0))
         rates[number] = line.rate
     assert rates == {1: 8.0 * MEBI, IDLE: 10.0 * MEBI}
+
+
+class Crowd:
+    """A transfer with workers 0, 1 and 2, each of which has one range of 1 MiB, and with two more that rest. Orders and
+    answers are the test's."""
+
+    def __init__(self, path: Path) -> None:
+        self.orders: dict[int, list[Any]] = {number: [] for number in range(5)}
+        self.ended: list[int] = []
+        #: what workers say, one message after the other; then nothing more
+        self.said: list[tuple[int, Any]] = []
+        self.members: list[Any] = [
+            SimpleNamespace(number=number, pid=number, send=self.orders[number].append, end=self._end(number))
+            for number in self.orders
+        ]
+        item = Item("backup", "backup", Attributes(9 * MEBI, 0o100600, 1))
+        plan = _pull.TransferPlan(LocalEndpoint(), (item,), str(path), str(path / "journal"))
+        pool: Any = SimpleNamespace(alive=self.members, nearest=lambda _endpoint: self.members, hear=self._hear)
+        self.transfer = _pull._Transfer(plan, _pull.no_progress, pool)
+        self.transfer.plan = Plan([9 * MEBI])
+        self.transfer.whole = _pull._WholeHash(plan, self.transfer.plan)
+        self.transfer.journal = (path / "journal").open("ab", buffering=0)
+        for number in range(3):
+            self.transfer.lines[number] = _pull._Line(connected=True)
+            self.transfer.plan.take(number, MEBI)
+
+    def _end(self, number: int) -> Callable[[], str]:
+        def end() -> str:
+            self.ended.append(number)
+            return "killed"
+
+        return end
+
+    def _hear(self, _seconds: float) -> list[tuple[Any, Any]]:
+        if not self.said:
+            raise KeyboardInterrupt
+        number, message = self.said.pop(0)
+        return [(self.members[number], message)]
+
+    def grow_to(self, count: int) -> None:
+        growth: Any = SimpleNamespace(wanted=lambda *_facts: count, refused=lambda: None, lost=lambda _count: None)
+        self.transfer.growth = growth
+        self.transfer._grow()
+
+    def told(self, number: int, order: type) -> bool:
+        return any(isinstance(said, order) for said in self.orders[number])
+
+
+@pytest.fixture
+def crowd(tmp_path: Path) -> Iterator[Crowd]:
+    made = Crowd(tmp_path)
+    yield made
+    made.transfer.journal.close()
+
+
+def test_a_spare_worker_ends_what_it_has_and_then_rests(crowd: Crowd) -> None:
+    crowd.grow_to(2)
+    for member in crowd.members[:3]:
+        crowd.transfer._feed(member)
+    assert [crowd.told(number, Take) for number in range(3)] == [True, True, False], "the last one gets nothing new"
+    assert crowd.orders[3] == crowd.orders[4] == [], "nor do others come in its place"
+    assert not crowd.told(2, Rest) and 2 in crowd.transfer.lines
+    (held,) = crowd.transfer.plan.held_by(2)
+    crowd.transfer._hear(crowd.members[2], Landed(held.number, "00"))
+    crowd.transfer._feed(crowd.members[2])
+    assert crowd.told(2, Rest) and list(crowd.transfer.lines) == [0, 1]
+    assert crowd.transfer.report.resent == 0
+
+
+def test_a_spare_worker_that_loses_its_connection_is_not_connected_again(crowd: Crowd) -> None:
+    crowd.grow_to(2)
+    crowd.transfer._hear(crowd.members[2], GONE)
+    assert crowd.told(2, Rest) and not crowd.told(2, Connect)
+    assert crowd.transfer.report.resent == MEBI
+    again = crowd.transfer.plan.take(0, MEBI)
+    assert again is not None and again.offset == 2 * MEBI, "somebody else fetches what it had"
+
+
+def test_a_needed_worker_that_loses_its_connection_is_connected_again(crowd: Crowd) -> None:
+    crowd.transfer._hear(crowd.members[2], GONE)
+    assert crowd.told(2, Connect) and not crowd.told(2, Rest)
+
+
+def test_a_transfer_is_over_when_those_let_go_earlier_rest_as_well(crowd: Crowd) -> None:
+    """Also the one that answers last, and one that dies instead of answering."""
+    crowd.transfer._let_go(crowd.members[2])
+    crowd.said = [(0, Resting(1)), (1, None), (2, Resting(4))]
+    crowd.transfer._rest()
+    assert crowd.said == [] and crowd.ended == [1]
+    assert crowd.transfer.memory == {0: 1, 2: 4}
+
+
+def test_whoever_does_not_rest_in_time_is_killed(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pull, "_REST_SECONDS", 0.0)
+    crowd.transfer._let_go(crowd.members[2])
+    crowd.transfer._rest()
+    assert crowd.ended == [0, 1, 2]
+
+
+def test_an_interrupted_transfer_leaves_nobody_who_may_still_write(crowd: Crowd) -> None:
+    crowd.transfer._let_go(crowd.members[2])
+    with pytest.raises(KeyboardInterrupt):
+        crowd.transfer.run()
+    assert crowd.ended == [0, 1, 2]
