@@ -342,6 +342,17 @@ def test_wrong_use_unsupported_python_for_make(checkout: Path, tmp_path: Path) -
     assert not (checkout / ".venv").exists()
 
 
+def test_wrong_use_an_environment_that_is_a_link_is_not_emptied(checkout: Path) -> None:
+    elsewhere = checkout / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "python").touch()
+    (checkout / ".venv").symlink_to(elsewhere)
+    done = run(checkout / "requirements" / "make-venv", sys.executable, checkout / ".venv", "lock.txt")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 2)
+    assert "is a link" in done.stderr and "rm " in done.stderr
+    assert (elsewhere / "python").exists()
+
+
 # -- the stories -------------------------------------------------------------------------------------------------------
 
 
