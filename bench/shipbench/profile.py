@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from shipbench.errors import BenchError
+from shipbench import system
 
 #: Samples a second of each processor; no round number, so that nothing that happens regularly hits or misses them all.
 FREQUENCY = 997
@@ -28,14 +27,10 @@ def text(title: str, data: Path) -> str:
     parts = [title]
     for name, sort in TABLES:
         command = ["perf", "report", "--stdio", "-q", "--percent-limit", LEAST, "--sort", sort, "-i", str(data)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-        except FileNotFoundError:
-            raise BenchError("perf is not there.", "Install Debian's linux-perf.") from None
-        if done.returncode != 0:
-            raise BenchError(f"perf cannot report: {done.stderr.strip()[-300:]}")
+        missing = ("perf is not there.", "Install Debian's linux-perf.")
+        printed = system.output(command, 300, missing=missing, failed="perf cannot report")
         # Columns that only some events have are empty; of a library without symbols the first table has the sum.
-        lines = [re.sub(r"(\s+-)*\s*$", "", line) for line in done.stdout.splitlines() if line.strip()]
+        lines = [re.sub(r"(\s+-)*\s*$", "", line) for line in printed.splitlines() if line.strip()]
         lines = [line for line in lines if not re.search(r"0x[0-9a-f]{16}$", line)]
         parts.append("\n".join([f"{name} (% of all samples)", *lines]))
     return "\n\n".join(parts) + "\n"

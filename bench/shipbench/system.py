@@ -9,8 +9,11 @@ import ctypes
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from shipbench.errors import BenchError
 
 _NEWNS, _NEWIPC, _NEWNET, _NEWPID = 0x00020000, 0x08000000, 0x40000000, 0x20000000
 _MS_REC_PRIVATE = 0x4000 | (1 << 18)
@@ -161,3 +164,15 @@ def available_memory() -> int:
     """Bytes of memory that are free or could be made so."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
     return int(found.group(1)) * 1024 if found else 0
+
+
+def output(argv: Sequence[str], limit: float, *, missing: tuple[str, str], failed: str) -> str:
+    """What a command prints within ``limit`` seconds. Raises BenchError: with both parts of ``missing`` (what is wrong
+    and the remedy) where there is no such command, with ``failed`` and the command's own words where it fails."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=limit)
+    except FileNotFoundError:
+        raise BenchError(*missing) from None
+    if done.returncode != 0:
+        raise BenchError(f"{failed}: {done.stderr.strip()}")
+    return done.stdout

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import os
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,12 +40,8 @@ def compile_emulator(source: Path, directory: Path) -> Path:
             old.unlink()
         unfinished = directory / f"kmsops-wan-{os.getpid()}.new"
         command = ["gcc", "-O2", "-Wall", "-Wextra", "-pthread", "-o", str(unfinished), str(source)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-        except FileNotFoundError:
-            raise BenchError("There is no gcc for the link emulator.", "apt-get install gcc libc6-dev") from None
-        if done.returncode != 0:
-            raise BenchError(f"The link emulator does not compile: {done.stderr.strip()}")
+        missing = ("There is no gcc for the link emulator.", "apt-get install gcc libc6-dev")
+        system.output(command, 120, missing=missing, failed="The link emulator does not compile")
         unfinished.replace(made)
     return made
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from shipbench import system
+from shipbench.errors import BenchError
 
 STAT = "4242 (a (tool) x) S 1 4242 4242 0 -1 4194304 500 900 0 0 150 50 30 20 20 0 1 0 7700 1000 200 0"
 SNMP = (
@@ -71,3 +72,14 @@ def test_this_process_has_memory_and_used_time() -> None:
     assert system.memory_of(1 << 30) == 0
     assert system.available_memory() > 0
     assert system.network_of() == system.network_of("self")
+
+
+def test_a_command_is_there_and_works_or_its_own_words_are_told() -> None:
+    missing = ("There is no such tool.", "Install it.")
+    assert system.output(["echo", "yes"], 10, missing=missing, failed="It fails") == "yes\n"
+    with pytest.raises(BenchError) as absent:
+        system.output(["kmsops-no-such-tool"], 10, missing=missing, failed="It fails")
+    assert (absent.value.message, absent.value.remedy) == missing
+    with pytest.raises(BenchError) as failed:
+        system.output(["sh", "-c", "echo because >&2; exit 3"], 10, missing=missing, failed="It fails")
+    assert failed.value.message == "It fails: because"
