@@ -207,6 +207,7 @@ def test_a_connection_that_did_not_help_is_taken_back(site: Site, monkeypatch: p
     piece, let_go = 1 << 16, []
     size = 200 * piece
     letting, feeding = _pull._Transfer._let_go, _pull._Transfer._feed
+    patience = time.monotonic() + 30
 
     def watch(transfer: _pull._Transfer, member: Member) -> None:
         let_go.append(transfer.plan.done)
@@ -214,7 +215,7 @@ def test_a_connection_that_did_not_help_is_taken_back(site: Site, monkeypatch: p
 
     def feed(transfer: _pull._Transfer, member: Member) -> None:
         """Everybody gets something, and nobody the last before the third was let go."""
-        last = 3 * transfer.plan.open_bytes < size
+        last = 3 * transfer.plan.open_bytes < size and time.monotonic() < patience
         if transfer.report.workers == 3 and (let_go or not last or transfer.lines[member.number].spare):
             feeding(transfer, member)
 
