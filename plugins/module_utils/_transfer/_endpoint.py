@@ -27,6 +27,8 @@ from ._reader import Due, LocalReader, Reader, SftpReader
 from ._sftp import Attributes, EndOfFile, ProtocolError, Sftp
 from ._ssh import Connection, SshTarget, connect
 
+_Answer = t.TypeVar("_Answer")
+
 
 class Session(t.Protocol):
     """One open connection to an endpoint. File errors are OSError, a broken connection is ``ConnectionLost``."""
@@ -167,56 +169,60 @@ class LocalSession:
 
 
 class SftpSession:
-    """Files of another host."""
+    """Files of another host. SFTP begins with the first question about them."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._begun: Sftp | None = None
         #: what its clock said, and when (``time.monotonic``): asking costs a shell there
         self._clock: tuple[float | None, float] | None = None
+        self._clock_expected = False
         self._asking: threading.Thread | None = None
-        self._sftp: Sftp = self._guarded(connection.open_sftp, close=True)
-        self.round_trip: float = self._guarded(self._sftp.round_trip, close=True)
 
-    def _guarded(self, call: t.Callable[..., t.Any], *arguments: t.Any, close: bool = False) -> t.Any:
-        """Call, and tell an answer about a file (OSError with a number that SFTP knows) from a broken connection."""
+    def _sftp(self) -> Sftp:
+        if self._begun is None:
+            try:
+                self._begun = self._connection.open_sftp(self._ask_clock_if_expected)
+            except DsmError:
+                self._connection.close()
+                raise
+        return self._begun
+
+    def _guarded(self, call: t.Callable[[Sftp], _Answer]) -> _Answer:
+        """Ask, and tell an answer about a file (OSError with a number that SFTP knows) from a broken connection."""
         try:
-            return call(*arguments)
+            return call(self._sftp())
         except (EOFError, ProtocolError) as error:
             raise self._connection.lost(error) from None
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EACCES, errno.EIO):
                 raise
             raise self._connection.lost(error) from None
-        except DsmError:
-            if close:
-                self._connection.close()
-            raise
+
+    @property
+    def round_trip(self) -> float:
+        return self._guarded(lambda sftp: sftp.round_trip())
 
     def lstat(self, path: str) -> Attributes:
-        return t.cast(Attributes, self._guarded(self._sftp.lstat, path))
+        return self._guarded(lambda sftp: sftp.lstat(path))
 
     def listdir(self, path: str) -> list[tuple[str, Attributes]]:
-        return t.cast("list[tuple[str, Attributes]]", self._guarded(self._sftp.listdir, path))
+        return self._guarded(lambda sftp: sftp.listdir(path))
 
     def realpath(self, path: str) -> str:
-        return t.cast(str, self._guarded(self._sftp.realpath, path))
+        return self._guarded(lambda sftp: sftp.realpath(path))
 
     def read(self, path: str, limit: int) -> bytes:
-        return _small(path, t.cast(bytes, self._guarded(self._read, path, limit)), limit)
-
-    def _read(self, path: str, limit: int) -> bytes:
-        pieces: list[bytes] = []
-        handle = self._sftp.open_read(path)
-        try:
-            length = min(self._sftp.fstat(handle).size, limit + 1)
-            with contextlib.suppress(EndOfFile):
-                self._sftp.read(handle, 0, length, lambda _position, piece: pieces.append(bytes(piece)))
-        finally:
-            self._sftp.close(handle)
-        return b"".join(pieces)
+        return _small(path, self._guarded(lambda sftp: _read(sftp, path, limit)), limit)
 
     def expect_clock(self) -> None:
-        if self._clock is None and self._asking is None:
+        # A host may allow one channel at a time, and files are what this is for: they come first.
+        self._clock_expected = True
+        if self._begun is not None:
+            self._ask_clock_if_expected()
+
+    def _ask_clock_if_expected(self) -> None:
+        if self._clock_expected and self._clock is None and self._asking is None:
             self._asking = threading.Thread(target=self._ask_clock, daemon=True)
             self._asking.start()
 
@@ -226,6 +232,7 @@ class SftpSession:
 
     def clock(self) -> float | None:
         self.expect_clock()
+        self._guarded(lambda _sftp: None)
         if self._asking is not None:
             self._asking.join()
         said, then = self._clock or (None, 0.0)
@@ -234,10 +241,23 @@ class SftpSession:
 
     def reader(self, due: Due | None) -> SftpReader:
         """A reader over this very session: nothing may be asked until :meth:`SftpReader.hand_back`."""
-        return SftpReader(self._connection, due, self._sftp)
+        return SftpReader(self._connection, due, self._guarded(lambda sftp: sftp))
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _read(sftp: Sftp, path: str, limit: int) -> bytes:
+    """A small file, and one byte more than ``limit`` of one that is not."""
+    pieces: list[bytes] = []
+    handle = sftp.open_read(path)
+    try:
+        length = min(sftp.fstat(handle).size, limit + 1)
+        with contextlib.suppress(EndOfFile):
+            sftp.read(handle, 0, length, lambda _position, piece: pieces.append(bytes(piece)))
+    finally:
+        sftp.close(handle)
+    return b"".join(pieces)
 
 
 def _small(path: str, data: bytes, limit: int) -> bytes:

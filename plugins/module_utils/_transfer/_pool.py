@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import multiprocessing.connection
 import os
@@ -63,13 +64,15 @@ class Member:
 class AskedSession:
     """A ``Session`` of a worker: what it asks a host goes over the connection that then moves the bytes.
 
-    A connection that was lost in between is built again at the next question.
+    It is made for the first question. One that was lost in between is built again at the next question.
     """
 
     def __init__(self, member: Member, endpoint: SftpEndpoint) -> None:
         self._member, self._endpoint = member, endpoint
-        self.round_trip: float = self._ask("round_trip")
-        member.asked.add(endpoint)
+
+    @functools.cached_property
+    def round_trip(self) -> float:
+        return t.cast(float, self._ask("round_trip"))
 
     def _ask(self, question: str, *arguments: t.Any) -> t.Any:
         if not self._member.alive:
@@ -82,6 +85,7 @@ class AskedSession:
                 self._member.end()
                 raise _asked_is_dead() from None
             if isinstance(answer, Told):
+                self._member.asked.add(self._endpoint)
                 return answer.value
             if isinstance(answer, Denied):
                 raise OSError(answer.number, answer.message, answer.path or None)
@@ -110,10 +114,10 @@ class AskedSession:
         return t.cast("float | None", self._ask("clock"))
 
     def close(self) -> None:
-        self._member.asked.discard(self._endpoint)
         if self._member.alive:
             with contextlib.suppress(DsmError):
                 self._ask("close")
+        self._member.asked.discard(self._endpoint)
 
 
 class Pool:
@@ -166,7 +170,7 @@ class Pool:
 
     def session(self, endpoint: Endpoint) -> Session:
         """A session to look at an endpoint; at a host over the connection of a worker, so that there is one login less.
-        Raises what connecting raises."""
+        It, or the first question, raises what connecting raises."""
         if not isinstance(endpoint, SftpEndpoint) or not self.alive:
             # Nothing is forked any more: this process may connect by itself.
             return endpoint.connect()

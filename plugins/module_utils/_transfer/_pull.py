@@ -29,7 +29,7 @@ from ._discover import Item
 from ._disk import FULL, store_full
 from ._endpoint import Endpoint
 from ._pool import Member, Pool, nobody_left
-from ._ranges import Piece, Plan, Range, journal_line, range_length, read_journal
+from ._ranges import Piece, Plan, Range, journal_line, range_length, read_journal, wants_more
 from ._worker import (
     Alive,
     Broken,
@@ -49,9 +49,6 @@ from ._worker import (
 TRANSIENT = frozenset(("CONNECTION_LOST", "STALLED", "SSH_REFUSED", "SSH_UNREACHABLE", "WORKERS_DIED"))
 #: A worker that has something to do and gives no sign of life for so long (s) is taken for dead.
 DEAD_AFTER = 120.0
-#: Ranges and bytes that a worker has ahead of those it is reading.
-AHEAD = 4 << 20
-RANGES_AHEAD = 16
 #: Ranges of slow workers that may be fetched a second time, for each worker of a transfer.
 DOUBLED = 4
 _ORPHAN_SECONDS = 10.0
@@ -236,6 +233,8 @@ class _Line:
     spoke: float = 0.0
     rate: float = 0.0
     measured: float = 0.0
+    #: it came when others were at work already
+    tried: bool = False
     #: it gets nothing new, because the transfer is as fast without it
     spare: bool = False
 
@@ -376,10 +375,10 @@ class _Transfer:
             return
         count, ahead = len(held), sum(item.length for item in held)
         given: list[Range] = []
-        while count < RANGES_AHEAD and (ahead < AHEAD or count < 2):
+        while wants_more(count, ahead, line.rate, line.tried):
             item = self.plan.take_check(member.number)
             if item is None and line.connected:
-                length = range_length(self.plan.open_bytes, len(self.lines), line.rate)
+                length = range_length(self.plan.open_bytes, len(self.lines), line.rate, line.tried)
                 item = self.plan.take(member.number, length)
                 if item is not None:
                     self._note(item)
@@ -433,7 +432,7 @@ class _Transfer:
         near = self.pool.nearest(self.transfer.endpoint)
         resting = [member for member in near if member.number not in self.lines]
         for index, member in enumerate(resting[: max(0, wanted - len(self.lines))]):
-            self.lines[member.number] = _Line(spoke=now)
+            self.lines[member.number] = _Line(spoke=now, tried=bool(self.up))
             member.send(
                 Job(
                     self.transfer.endpoint,

@@ -24,6 +24,11 @@ SMALLEST = MEBI // 2
 BIGGEST = 8 * MEBI
 #: How long (s) a range may be on its way.
 RANGE_SECONDS = 0.3
+#: Bytes that a worker has ahead of those that it is reading, and the ranges in which it has them, at most.
+AHEAD = 4 << 20
+RANGES_AHEAD = 16
+#: For how long (s) a connection that is tried may have something to do.
+TRIED_SECONDS = 0.5
 
 
 class Range(t.NamedTuple):
@@ -185,16 +190,24 @@ class Plan:
         return self._frontier[file]
 
 
-def range_length(open_bytes: int, workers: int, rate: float) -> int:
+def range_length(open_bytes: int, workers: int, rate: float, tried: bool = False) -> int:
     """How long the next range should be (bytes).
 
     Long ranges cost least. They are short near the end, so that all workers end together, and on slow connections
-    (``rate``: bytes a second of this one, 0: unknown): hashing the whole waits for the range that is out longest.
+    (``rate``: bytes a second of this one, 0: unknown): hashing the whole waits for the range that is out longest. One
+    that is ``tried`` beside others that work counts as slow until it has shown that it is not.
     """
     wanted = min(BIGGEST, open_bytes // (4 * max(1, workers)))
-    if rate:
+    if rate or tried:
         wanted = min(wanted, int(rate * RANGE_SECONDS))
     return max(SMALLEST, wanted // SMALLEST * SMALLEST)
+
+
+def wants_more(ranges: int, held: int, rate: float, tried: bool = False) -> bool:
+    """Whether a worker that has so many ``ranges`` of ``held`` bytes together should get another one. ``rate`` and
+    ``tried`` as for :func:`range_length`: others do what such a connection was not given."""
+    ahead = min(AHEAD, int(rate * TRIED_SECONDS)) if tried else AHEAD
+    return ranges < RANGES_AHEAD and (held < ahead or ranges < 2)
 
 
 # -- the journal -----------------------------------------------------------------------------------------------------

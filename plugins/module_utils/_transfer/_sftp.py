@@ -31,7 +31,11 @@ _TAKE = 1 << 26
 
 #: What a server must take in one read request without being asked for its limits, with room for the header.
 SAFE_LENGTH = 32768
+#: What is asked for at most in one request, whatever the server would take.
+LONGEST = 261120
 DEPTH = 32
+#: Questions for the next entries of a directory that are under way together, at first and at most.
+LISTED_TOGETHER = 2, 8
 
 Sink = t.Callable[[int, memoryview], None]
 #: (name, attributes) of one directory entry
@@ -148,6 +152,8 @@ class Sftp:
         self._number = 0
         #: numbers of requests whose answers nobody waits for
         self._unheard: set[int] = set()
+        #: number of the question for the server's limits until it is answered, and when it was asked
+        self._limits: tuple[int, float] | None = None
         channel.sendall(struct.pack(">IBI", 5, _INIT, 3))
         kind, body = self._packet()
         if kind != _VERSION or len(body) < 4:
@@ -160,22 +166,42 @@ class Sftp:
             self.extensions[name] = reader.text()
         if self.version < 3:
             raise ProtocolError(f"the server speaks SFTP version {self.version}; 3 is needed")
-        self.read_length = self.write_length = SAFE_LENGTH
+        self._lengths = SAFE_LENGTH, SAFE_LENGTH
         self._round_trip: float | None = None
         if b"limits@openssh.com" in self.extensions:
-            started = time.monotonic()
-            self._ask_limits()
-            self._round_trip = time.monotonic() - started
+            # Nothing waits for the answer but what needs it: the first question goes along.
+            number, frame = self.frame(_EXTENDED, text(b"limits@openssh.com"))
+            self._limits = number, time.monotonic()
+            channel.sendall(frame)
 
-    def _ask_limits(self) -> None:
-        reader = self._call(_EXTENDED, text(b"limits@openssh.com"), _EXTENDED_REPLY)
-        reader.int64()
-        longest_read, longest_write = reader.int64(), reader.int64()
-        self.read_length = min(longest_read or SAFE_LENGTH, 261120)
-        self.write_length = min(longest_write or SAFE_LENGTH, 261120)
+    def _limited(self, asked_at: float, kind: int, body: bytes) -> None:
+        """The server's limits, if it tells them after all."""
+        self._limits = None
+        self._round_trip = time.monotonic() - asked_at
+        if kind == _EXTENDED_REPLY:
+            reader = _Reader(body)
+            reader.int32()
+            reader.int64()
+            longest_read, longest_write = reader.int64(), reader.int64()
+            self._lengths = min(longest_read or SAFE_LENGTH, LONGEST), min(longest_write or SAFE_LENGTH, LONGEST)
+        elif kind != _STATUS:
+            raise ProtocolError(f"packet type {kind} instead of {_EXTENDED_REPLY}")
+
+    @property
+    def read_length(self) -> int:
+        """Bytes that one question for bytes may ask for."""
+        self._hear_limits()
+        return self._lengths[0]
+
+    @property
+    def write_length(self) -> int:
+        """Bytes that one request may write."""
+        self._hear_limits()
+        return self._lengths[1]
 
     def round_trip(self) -> float:
         """Seconds of a question and its answer: of one that had to be asked, else of one for this."""
+        self._hear_limits()
         if self._round_trip is None:
             started = time.monotonic()
             self.realpath(".")
@@ -204,27 +230,42 @@ class Sftp:
         self._buffer = self._buffer[4 + length :]
         return kind, body
 
+    def _aside(self, kind: int, body: bytes) -> bool:
+        """Take an answer that nobody waits for; whether it was one."""
+        number = int.from_bytes(body[:4], "big")
+        if self._limits is not None and number == self._limits[0]:
+            self._limited(self._limits[1], kind, body)
+            return True
+        if number in self._unheard:
+            self._unheard.discard(number)
+            return True
+        return False
+
     def _next(self) -> tuple[int, bytes]:
         """The next answer that somebody waits for."""
         while True:
             kind, body = self._packet()
-            number = int.from_bytes(body[:4], "big")
-            if number not in self._unheard:
+            if not self._aside(kind, body):
                 return kind, body
-            self._unheard.discard(number)
+
+    def _hear_limits(self) -> None:
+        """Wait until the server has told its limits."""
+        while self._limits is not None:
+            self._hear_one()
 
     def _hear_all(self) -> None:
-        """Wait for the answers that nobody waited for."""
-        while self._unheard:
-            _kind, body = self._packet()
-            number = int.from_bytes(body[:4], "big")
-            if number not in self._unheard:
-                raise ProtocolError("an answer does not belong to a request")
-            self._unheard.discard(number)
+        """Wait for all answers that nobody waited for."""
+        while self._limits is not None or self._unheard:
+            self._hear_one()
+
+    def _hear_one(self) -> None:
+        if not self._aside(*self._packet()):
+            raise ProtocolError("an answer does not belong to a request")
 
     def lend(self) -> tuple[Channel, set[int], bytes]:
         """The channel itself, for somebody who reads many answers at once; numbers of requests whose answers may come
         and mean nothing; and what has come already. Nothing may be asked here until :meth:`resume`."""
+        self._hear_limits()
         unheard, received = self._unheard, self._buffer
         self._unheard, self._buffer = set(), b""
         return self._channel, unheard, received
@@ -271,24 +312,44 @@ class Sftp:
         """All entries of a directory but ``.`` and ``..``, sorted by name. Raises OSError."""
         handle = self._call(_OPENDIR, text(encode(path)), _HANDLE, path).text()
         entries: list[Listed] = []
+        together, most = LISTED_TOGETHER
         try:
-            while True:
-                try:
-                    reader = self._call(_READDIR, text(handle), _NAME, path)
-                except EndOfFile:
-                    break
-                for _index in range(reader.int32()):
-                    name = reader.text().decode("utf-8", "surrogateescape")
-                    reader.text()
-                    attributes = reader.attributes()
-                    if name not in (".", ".."):
-                        entries.append((name, attributes))
+            while self._list_on(handle, path, together, entries):
+                together = min(most, 2 * together)
         finally:
             # Whether that went well changes nothing, and waiting for it is a round trip.
             number, frame = self.frame(_CLOSE, text(handle))
             self._channel.sendall(frame)
             self._unheard.add(number)
         return sorted(entries)
+
+    def _list_on(self, handle: bytes, path: str, together: int, entries: list[Listed]) -> bool:
+        """Ask for so many further pieces of a directory at once; whether there may be more behind them."""
+        requests = [self.frame(_READDIR, text(handle)) for _index in range(together)]
+        asked = {number for number, _frame in requests}
+        self._channel.sendall(b"".join(frame for _number, frame in requests))
+        more = True
+        while asked:
+            kind, body = self._next()
+            reader = _Reader(body)
+            number = reader.int32()
+            if number not in asked or kind not in (_NAME, _STATUS):
+                raise ProtocolError("an answer does not belong to the listing of a directory")
+            asked.discard(number)
+            if kind == _STATUS:
+                error = _status_error(reader, path)
+                if not isinstance(error, EndOfFile):
+                    self._unheard |= asked
+                    raise error
+                more = False
+                continue
+            for _index in range(reader.int32()):
+                name = reader.text().decode("utf-8", "surrogateescape")
+                reader.text()
+                attributes = reader.attributes()
+                if name not in (".", ".."):
+                    entries.append((name, attributes))
+        return more
 
     def mkdir(self, path: str, mode: int = 0o700) -> None:
         """Make one directory. Raises OSError."""

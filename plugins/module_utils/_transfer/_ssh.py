@@ -111,10 +111,15 @@ def load_paramiko() -> t.Any:
 
 class _Buffered:
     """A socket that is asked for many bytes at once. paramiko takes each packet in two or more calls, the first of 16
-    bytes, and between any two of them another thread may take its turn."""
+    bytes, and between any two of them another thread may take its turn.
+
+    As long as ``prompt``, what comes is acknowledged at once. Until a session begins sshd holds each small answer back
+    until the one before is acknowledged, and the kernel would take 40 ms for that.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self.prompt = True
         self._buffer = bytearray(256 << 10)
         self._view = memoryview(self._buffer)
         self._at = self._end = 0
@@ -122,6 +127,9 @@ class _Buffered:
     def recv(self, count: int) -> bytes:
         """At most so many bytes, as a socket's; only one thread may ask."""
         if self._at == self._end:
+            if self.prompt:
+                # The kernel forgets it whenever something is sent.
+                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             # Both at once: an exception leaves them as they are.
             self._at, self._end = 0, self._sock.recv_into(self._buffer)
         end = min(self._at + count, self._end)
@@ -140,8 +148,12 @@ class Connection:
         self.target = target
         self._transport = transport
 
-    def open_sftp(self) -> Sftp:
-        """A new SFTP session. Raises :class:`Refused` (code SFTP_MISSING) or :class:`ConnectionLost`."""
+    def open_sftp(self, meanwhile: t.Callable[[], None] | None = None) -> Sftp:
+        """A new SFTP session. Raises :class:`Refused` (code SFTP_MISSING) or :class:`ConnectionLost`.
+
+        ``meanwhile`` is called when the server has given it a channel and still has to begin the session: what else is
+        asked of that host may go along from there on, and is what it refuses where it allows one channel only.
+        """
         library = load_paramiko()
         remedy = (
             "Add 'Subsystem sftp internal-sftp' to /etc/ssh/sshd_config of that host, reload sshd, and see that the "
@@ -151,7 +163,11 @@ class Connection:
         try:
             channel = self._transport.open_session(window_size=WINDOW, timeout=self.target.connect_timeout)
             channel.settimeout(self.target.stall_timeout)
+            if meanwhile is not None:
+                meanwhile()
             channel.invoke_subsystem("sftp")
+            # From here on it costs more packets than it is worth.
+            t.cast(_Buffered, self._transport.sock).prompt = False
             return Sftp(channel)
         except ProtocolError as error:
             raise Refused(f"{message} ({error})", "SFTP_MISSING", remedy) from None

@@ -71,7 +71,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Connect:
-    """Order: connect after ``delay`` seconds (or say that the connection is up)."""
+    """Order: connect after ``delay`` seconds, or say at once that the connection is up."""
 
     delay: float = 0.0
 
@@ -246,7 +246,8 @@ class Worker:
             elif isinstance(order, Ask):
                 self._ask(order)
             elif isinstance(order, Connect):
-                self._connect_at = time.monotonic() + order.delay
+                # One that is up already costs sshd nothing.
+                self._connect_at = time.monotonic() + (0.0 if self._reader is not None else order.delay)
             elif isinstance(order, Take):
                 self._take(order.ranges)
             elif isinstance(order, Rest):

@@ -155,6 +155,15 @@ def test_a_user_who_may_only_use_sftp_is_enough(site: Site, own_server: Callable
     assert result.changed and result.backups[0]["source"]["clock_skew"] is None, result.output
 
 
+def test_a_host_that_allows_one_channel_gives_its_files_and_not_its_clock(
+    site: Site, own_server: Callable[..., Sshd]
+) -> None:
+    site.deliver()
+    site.sshd = own_server("MaxSessions 1")
+    result = site.ship()
+    assert result.changed and result.backups[0]["source"]["clock_skew"] is None, result.output
+
+
 # -- keys ----------------------------------------------------------------------------------------------------------
 
 

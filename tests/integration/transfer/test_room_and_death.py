@@ -272,7 +272,7 @@ def test_f11_a_connection_that_stands_still_costs_few_ranges_twice(
 
     def step(name: str) -> None:
         landed.append(name)
-        if landed.count("range landed") == 48 - _pull.RANGES_AHEAD + most:
+        if landed.count("range landed") == 48 - _ranges.RANGES_AHEAD + most:
             go_on.set()
 
     result = site.run(checkpoint=step, sources=[through(site, link)], workers=2)

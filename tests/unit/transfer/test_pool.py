@@ -5,22 +5,32 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing.connection
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pool
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import SftpEndpoint
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint, SftpEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pace import Pace
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Pool
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._reader import LocalReader
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import ConnectionLost, SshTarget
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._worker import Rest, Resting
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._worker import (
+    Connect,
+    Connected,
+    Job,
+    Rest,
+    Resting,
+    Worker,
+)
 
 
 def gone(pid: int) -> bool:
@@ -171,7 +181,7 @@ def test_what_a_worker_said_before_is_no_answer_to_a_question() -> None:
             member.send(Rest())
         for _again in range(2):
             with pytest.raises(Refused) as refusal:
-                pool.session(nobody)
+                pool.session(nobody).expect_clock()
             assert refusal.value.code == "UNKNOWN_HOST"
         assert pool.alive == pool.members and pool.nearest(nobody) == pool.members
 
@@ -181,11 +191,24 @@ def test_a_worker_that_dies_while_it_is_asked_is_not_waited_for() -> None:
     with Pool(1) as pool:
         os.kill(pool.members[0].pid, signal.SIGKILL)
         with pytest.raises(ConnectionLost) as lost:
-            pool.session(nobody)
+            pool.session(nobody).expect_clock()
         assert lost.value.code == "WORKERS_DIED" and pool.alive == []
         with pytest.raises(Refused) as refusal:
             pool.session(nobody)
         assert refusal.value.code == "UNKNOWN_HOST", "there is nobody to ask, and this process did not either"
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_connection_that_is_up_already_does_not_wait_for_its_turn(tmp_path: Path, up: bool) -> None:
+    mine, theirs = multiprocessing.connection.Pipe()
+    worker = Worker(theirs, cast(Pace, None))
+    if up:
+        worker._endpoint, worker._reader = LocalEndpoint(), LocalReader(None)
+    mine.send(Job(LocalEndpoint(), str(tmp_path), 0.0))
+    mine.send(Connect(3600.0))
+    worker._obey()
+    worker._work()
+    assert mine.poll() == up and (not up or mine.recv() == Connected(0.0))
 
 
 def test_who_was_asked_moves_the_bytes_first() -> None:

@@ -18,6 +18,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sft
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._worker import (
     Alive,
     Connect,
+    Connected,
     Failed,
     Landed,
     Rest,
@@ -141,7 +142,8 @@ class Crowd:
         return [(self.members[number], message)]
 
     def grow_to(self, count: int) -> None:
-        growth: Any = SimpleNamespace(wanted=lambda *_facts: count, refused=lambda: None, lost=lambda _count: None)
+        nothing = {name: lambda *_facts: None for name in ("connected", "refused", "lost")}
+        growth: Any = SimpleNamespace(wanted=lambda *_facts: count, **nothing)
         self.transfer.growth = growth
         self.transfer._grow()
 
@@ -168,6 +170,20 @@ def test_a_spare_worker_ends_what_it_has_and_then_rests(crowd: Crowd) -> None:
     crowd.transfer._feed(crowd.members[2])
     assert crowd.told(2, Rest) and list(crowd.transfer.lines) == [0, 1]
     assert crowd.transfer.report.resent == 0
+
+
+def test_who_comes_when_others_are_at_work_is_tried_with_little(crowd: Crowd) -> None:
+    crowd.transfer.lines.clear()
+    crowd.transfer.plan = Plan([1 << 30])
+    crowd.grow_to(2)
+    for number in (0, 1):
+        crowd.transfer._hear(crowd.members[number], Connected(0.02))
+    crowd.grow_to(3)
+    crowd.transfer._hear(crowd.members[2], Connected(0.02))
+    for member in crowd.members[:3]:
+        crowd.transfer._feed(member)
+    held = [sum(item.length for item in crowd.transfer.plan.held_by(number)) for number in range(3)]
+    assert held == [16 * MEBI, 16 * MEBI, MEBI]
 
 
 def test_a_spare_worker_that_loses_its_connection_is_not_connected_again(crowd: Crowd) -> None:

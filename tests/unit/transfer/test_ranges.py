@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ranges import (
+    AHEAD,
     BIGGEST,
     MEBI,
     SMALLEST,
@@ -20,6 +21,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ran
     journal_line,
     range_length,
     read_journal,
+    wants_more,
 )
 
 SHA = hashlib.sha256(b"").hexdigest()
@@ -170,6 +172,27 @@ def test_no_splinters() -> None:
 )
 def test_ranges_follow_what_is_left_and_how_fast_it_goes(left: int, workers: int, rate: float, expected: int) -> None:
     assert range_length(left, workers, rate) == expected
+
+
+@pytest.mark.parametrize(
+    ("rate", "length", "together"),
+    [(0.0, MEBI // 2, MEBI), (1e6, MEBI // 2, MEBI), (5e6, MEBI, 3 * MEBI), (1e9, 8 * MEBI, 16 * MEBI)],
+)
+def test_a_connection_that_is_tried_is_slow_until_it_has_shown_that_it_is_not(
+    rate: float, length: int, together: int
+) -> None:
+    """What it was given and does not deliver is what hashing the whole waits for."""
+    assert range_length(1 << 40, 8, rate, tried=True) == length
+    ranges = held = 0
+    while wants_more(ranges, held, rate, tried=True):
+        ranges, held = ranges + 1, held + length
+    assert held == together
+
+
+def test_nobody_has_more_ahead_than_memory_for_it() -> None:
+    assert wants_more(0, 0, 0.0) and wants_more(1, 1 << 40, 0.0) and wants_more(15, AHEAD - 1, 0.0)
+    assert not wants_more(2, AHEAD, 0.0) and not wants_more(16, 16, 0.0)
+    assert not wants_more(2, AHEAD, 1e12, tried=True)
 
 
 # -- the journal ---------------------------------------------------------------------------------------------------

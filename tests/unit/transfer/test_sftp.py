@@ -136,6 +136,134 @@ def test_the_round_trip_costs_no_question_where_one_was_asked_anyway() -> None:
         assert (sftp.read_length, sftp.write_length) == ((261120, 65536) if limits else (32768, 32768))
 
 
+class Late(Questions):
+    """Tells its limits when the next question has been asked, not before."""
+
+    def __init__(self, limits: bytes) -> None:
+        super().__init__(limits=True)
+        self.limits = limits
+        self.held: list[bytes] = []
+
+    def sendall(self, s: bytes) -> None:
+        if s[4] == 200:
+            self.asked.append(200)
+            self.held.append(packet(self.limits[0], s[5:9] + self.limits[1:]))
+            return
+        super().sendall(s)
+        self.answers[-1:-1] = self.held
+        self.held.clear()
+
+    def recv(self, nbytes: int) -> bytes:
+        assert self.answers, "waits for an answer that needs another question first"
+        return super().recv(nbytes)
+
+
+LIMITS = bytes((201,)) + struct.pack(">QQQQ", 262144, 131072, 65536, 0)
+
+
+def test_the_first_question_goes_along_with_that_for_the_limits() -> None:
+    server = Late(LIMITS)
+    sftp = Sftp(server)
+    assert sftp.realpath(".") == "/root" and server.asked == [1, 200, 16]
+    assert (sftp.read_length, sftp.write_length) == (131072, 65536)
+    assert sftp.round_trip() > 0 and server.asked == [1, 200, 16], "it was told by the answer about the limits"
+
+
+def test_a_server_that_does_not_tell_its_limits_after_all_is_asked_for_little() -> None:
+    refused = bytes((101,)) + struct.pack(">I", 8) + text(b"no") + text(b"")
+    sftp = Sftp(Late(refused))
+    assert sftp.realpath(".") == "/root" and (sftp.read_length, sftp.write_length) == (32768, 32768)
+
+
+@pytest.mark.parametrize("answer", [bytes((103,)) + text(b"what?"), bytes((201,)) + b"12", bytes((201,))])
+def test_limits_that_make_no_sense_are_told(answer: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        Sftp(Late(answer)).realpath(".")
+
+
+def test_whoever_gets_the_channel_lent_gets_it_without_an_answer_of_ours_under_way() -> None:
+    server = Questions(limits=True)
+    sftp = Sftp(server)
+    channel, unheard, received = sftp.lend()
+    assert channel is server and not unheard and not received and not server.answers
+
+
+class Pieces:
+    """A server with one directory in so many pieces. Counts how often somebody waited, and answers in any order."""
+
+    def __init__(self, pieces: int, seed: int, fail: int = -1) -> None:
+        self.pieces, self.fail = pieces, fail
+        self.random = random.Random(seed)
+        self.given = self.waited = 0
+        self.asked: list[int] = []
+        self.answers: list[bytes] = [packet(2, struct.pack(">I", 3))]
+
+    def sendall(self, s: bytes) -> None:
+        while s:
+            (length,) = struct.unpack_from(">I", s)
+            kind, number = s[4], s[5:9]
+            self.asked.append(kind)
+            s = s[4 + length :]
+            if kind == 11:
+                self.answers.append(packet(102, number + text(b"d")))
+            elif kind == 12:
+                self.answers.insert(self.random.randint(0, len(self.answers)), self._piece(number))
+            elif kind == 7:
+                self.answers.append(packet(105, number + struct.pack(">IQ", 1, 7)))
+            elif kind == 4:
+                self.answers.append(packet(101, number + struct.pack(">I", 0) + text(b"") + text(b"")))
+
+    def _piece(self, number: bytes) -> bytes:
+        self.given += 1
+        if self.given - 1 == self.fail:
+            return packet(101, number + struct.pack(">I", 4) + text(b"I/O error") + text(b""))
+        if self.given > self.pieces:
+            return packet(101, number + struct.pack(">I", 1) + text(b"eof") + text(b""))
+        names = [b".", b"..", b"f%05d" % self.given] if self.given == 1 else [b"f%05d" % self.given]
+        entries = b"".join(text(name) + text(b"") + struct.pack(">I", 0) for name in names)
+        return packet(104, number + struct.pack(">I", len(names)) + entries)
+
+    def recv(self, nbytes: int) -> bytes:
+        self.waited += 1
+        data = b"".join(self.answers)
+        self.answers.clear()
+        return data
+
+
+@given(st.integers(0, 60), st.integers(0, 1 << 30))
+def test_a_directory_of_any_length_is_listed_whole_and_in_order(pieces: int, seed: int) -> None:
+    server = Pieces(pieces, seed)
+    sftp = Sftp(server)
+    assert [name for name, _attributes in sftp.listdir("/d")] == [f"f{number:05d}" for number in range(1, pieces + 1)]
+    assert server.asked[-1] == 4 and sftp.lstat("/d").size == 7
+
+
+def test_a_listing_costs_few_round_trips() -> None:
+    waits = []
+    for pieces in (1, 100):
+        server = Pieces(pieces, 1)
+        Sftp(server).listdir("/d")
+        waits.append(server.waited)
+    # The version, the handle and one answer more; and for a directory of ten thousand names a twelfth of its pieces.
+    assert waits[0] == 3 and waits[1] < 20
+
+
+@pytest.mark.parametrize("fail", [0, 1, 2, 5, 11])
+def test_a_listing_that_fails_is_told_and_the_session_stays_usable(fail: int) -> None:
+    server = Pieces(12, seed=fail, fail=fail)
+    sftp = Sftp(server)
+    with pytest.raises(OSError, match="I/O error"):
+        sftp.listdir("/d")
+    assert sftp.lstat("/d").size == 7 and server.asked[-2:] == [4, 7]
+
+
+def test_an_answer_to_something_else_is_none_to_a_listing() -> None:
+    version, handle = packet(2, struct.pack(">I", 3)), packet(102, struct.pack(">I", 1) + text(b"d"))
+    for number, kind in ((99, 104), (2, 105)):
+        with pytest.raises(ProtocolError, match="listing"):
+            Sftp(Canned(version + handle + packet(kind, struct.pack(">II", number, 0)))).listdir("/d")
+
+
 def test_a_file_that_ends_early_is_told() -> None:
     with pytest.raises(EndOfFile):
         read(Server(b"x" * 100_000), length=100_001)

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -19,8 +20,16 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh
 OPTIONAL = "try:\n    import invoke\nexcept ImportError:\n    invoke = None\n"
 
 
+def connected() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        mine = socket.create_connection(server.getsockname()[:2], 60)
+        theirs, _address = server.accept()
+    return mine, theirs
+
+
 def test_a_buffered_socket_gives_every_byte_in_order_whatever_is_asked_for() -> None:
-    mine, theirs = socket.socketpair()
+    mine, theirs = connected()
     sent = random.Random(1).randbytes(3_000_000)
     mine.settimeout(10)
     writer = threading.Thread(target=lambda: (theirs.sendall(sent), theirs.close()), daemon=True)
@@ -33,7 +42,7 @@ def test_a_buffered_socket_gives_every_byte_in_order_whatever_is_asked_for() -> 
 
 
 def test_a_buffered_socket_is_the_socket_in_everything_else() -> None:
-    mine, theirs = socket.socketpair()
+    mine, theirs = connected()
     buffered = _Buffered(mine)
     buffered.settimeout(0.01)
     assert buffered.gettimeout() == mine.gettimeout() and buffered.fileno() == mine.fileno()
@@ -47,6 +56,31 @@ def test_a_buffered_socket_is_the_socket_in_everything_else() -> None:
     assert theirs.recv(1) == b""
     with pytest.raises(OSError):
         buffered.recv(1)
+
+
+class Noted:
+    """A socket that notes what is done with it."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        assert (level, option, value) == (socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        self.done.append("promptly")
+
+    def recv_into(self, buffer: bytearray) -> int:
+        self.done.append("received")
+        buffer[:4] = b"data"
+        return 4
+
+
+def test_what_comes_while_logging_in_is_acknowledged_at_once_and_nothing_later() -> None:
+    noted = Noted()
+    buffered = _Buffered(cast(socket.socket, noted))
+    assert [buffered.recv(2), buffered.recv(2), buffered.recv(9)] == [b"da", b"ta", b"data"]
+    buffered.prompt = False
+    assert buffered.recv(9) == b"data"
+    assert noted.done == ["promptly", "received", "promptly", "received", "received"]
 
 
 @pytest.fixture
