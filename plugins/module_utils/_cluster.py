@@ -15,6 +15,7 @@ import typing as t
 from ._api import Api, ApiError, Endpoint
 from ._core import membership
 from ._core.model import MEMBER_APPS, Cluster, KubeNode, Pod, RingNode, compose
+from ._core.schema import SchemaVersions
 from ._core.testimony import Party
 from ._core.topology import thin_spots
 from ._errors import CommandFailed, DsmError, TimedOut, Unreadable
@@ -25,6 +26,7 @@ from ._runner import Completed, Runner
 #: The database's StatefulSet is named ``cassandra`` [doc], so its pods are too, whatever their labels.
 _DATABASE_POD = re.compile(r"^cassandra-\d+\Z")
 _EXEC_SECONDS = 30.0
+_Read = t.TypeVar("_Read")
 
 
 class ClusterUnavailable(DsmError):
@@ -111,15 +113,32 @@ class ClusterReader:
 
         :returns: the ring, or None and why nobody could be asked
         """
+        return self._ask_database(pods, prefer_node, "status", nodetool.parse_status)
+
+    def schema(self, prefer_node: str = "") -> tuple[SchemaVersions | None, str | None]:
+        """Which node has which version of the database's schema; the pod is chosen as for the ring.
+
+        :returns: the versions, or None and why nobody could be asked
+        """
+        try:
+            pods = self.pods()
+        except (ClusterUnavailable, Unreadable) as error:
+            return None, error.message
+        return self._ask_database(pods, prefer_node, "describecluster", nodetool.parse_schema_versions)
+
+    def _ask_database(
+        self, pods: t.Iterable[Pod], prefer_node: str, command: str, parse: t.Callable[[str], _Read]
+    ) -> tuple[_Read | None, str | None]:
+        """What the first database pod that answers says to a command of nodetool, or None and why none did."""
         candidates = [pod for pod in pods if pod.app == "cassandra" and pod.ready]
         candidates.sort(key=lambda pod: (pod.node != prefer_node, pod.name))
         problem = "no database pod is ready"
         for pod in candidates:
             try:
                 done = self.kubectl(
-                    "exec", "-n", pod.namespace, pod.name, "--", "nodetool", "status", timeout=_EXEC_SECONDS
+                    "exec", "-n", pod.namespace, pod.name, "--", "nodetool", command, timeout=_EXEC_SECONDS
                 )
-                return nodetool.parse_status(done.stdout), None
+                return parse(done.stdout), None
             except (ClusterUnavailable, Unreadable) as error:
                 problem = f"{pod.name}: {error.message}"
         return None, problem

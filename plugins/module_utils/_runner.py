@@ -255,7 +255,8 @@ class OperationResult:
 
     ``rc`` is None while it runs, and when it ended with nobody left to note its exit code (power cut, kill -9): the
     caller then reads the state, which it must do anyway. ``started_at`` is UTC, ISO 8601. ``attached`` tells that this
-    call did not start it, ``reported`` that an earlier call has already told how it ended.
+    call did not start it, ``reported`` that an earlier call has already told how it ended. ``note`` is what its starter
+    wrote down for whoever attaches.
     """
 
     rc: int | None
@@ -265,6 +266,7 @@ class OperationResult:
     seconds: float
     running: bool
     reported: bool = False
+    note: t.Mapping[str, t.Any] | None = None
 
 
 class Operations:
@@ -314,6 +316,7 @@ class Operations:
         report_within: float = 3600.0,
         patterns: t.Sequence[str] = (),
         excludes: t.Sequence[str] = (),
+        note: t.Mapping[str, t.Any] | None = None,
     ) -> OperationResult:
         """Start an operation, or join the one of that name that is already there.
 
@@ -325,12 +328,13 @@ class Operations:
         :param patterns: regular expressions of secrets, so that a later caller who does not know the secret of this
             run can still be shown the output while it runs
         :param excludes: names of operations beside which this one must not start
+        :param note: kept with the record if this call starts it, and given to whoever attaches; JSON-like, no secrets
         :raises TimedOut: still running (code ``OPERATION_RUNNING``)
         :raises Refused: another argv runs under this name (code ``OPERATION_CONFLICT``)
         """
         words = check_argv(argv, secrets)
         shown = [redact(word, secrets) for word in words]
-        digest = hashlib.sha256("\x00".join(shown).encode("ascii")).hexdigest()
+        digest = _digest(shown)
         os.makedirs(self._path(name), mode=0o700, exist_ok=True)
         # One lock for all names: two that exclude each other can never both begin.
         lock = os.open(os.path.join(self.directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -339,10 +343,18 @@ class Operations:
             attached = self._to_attach(name, digest, shown, report_within)
             if not attached:
                 self._refuse_beside(excludes, name)
-                self._start(name, words, shown, digest, secrets, patterns, lock)
+                self._start(name, words, shown, digest, secrets, patterns, note, lock)
         finally:
             os.close(lock)
         return self._wait(name, shown, attached, timeout if wait else 0.0, secrets, wait)
+
+    def would_attach(self, name: str, argv: t.Sequence[str], report_within: float = 3600.0) -> bool:
+        """Whether :meth:`start_or_attach` would join one that is there, and start nothing. Changes nothing.
+
+        :raises Refused: another argv runs under this name (code ``OPERATION_CONFLICT``)
+        """
+        words = check_argv(argv)
+        return self._to_attach(name, _digest(words), words, report_within)
 
     def acknowledge(self, name: str) -> OperationResult | None:
         """Note that the end of an operation was seen, so that nobody reports it a second time. Starts nothing."""
@@ -411,6 +423,7 @@ class Operations:
         digest: str,
         secrets: t.Sequence[str],
         patterns: t.Sequence[str],
+        note: t.Mapping[str, t.Any] | None,
         lock: int,
     ) -> None:
         env = child_environment()
@@ -423,6 +436,7 @@ class Operations:
             "directory": self._path(name),
             "secrets": [secret for secret in secrets if secret],
             "patterns": list(patterns),
+            "note": dict(note) if note is not None else None,
             "hidden": HIDDEN,
             "lock": lock,
         }
@@ -478,6 +492,7 @@ class Operations:
             seconds=round(max(0.0, (float(end["ended"]) if end and not running else time.time()) - begun), 3),
             running=running,
             reported=bool(end and end.get("reported")),
+            note=record.get("note"),
         )
 
     def _shown_output(self, name: str, record: t.Mapping[str, t.Any], attached: bool, secrets: t.Sequence[str]) -> str:
@@ -529,6 +544,7 @@ record = {
     "started": now, "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
     "supervisor": [os.getpid(), born(os.getpid())], "child": None,
     "patterns": spec["patterns"], "has_secrets": bool(spec["secrets"]),
+    "note": spec["note"],
 }
 for part in ("exit.json", "output", "output.raw"):
     remove(part)
@@ -565,6 +581,10 @@ with open(path("output"), "wb") as handle:
 remove("output.raw")
 save("exit.json", {"rc": rc, "ended": time.time(), "reported": False})
 """
+
+
+def _digest(shown: t.Sequence[str]) -> str:
+    return hashlib.sha256("\x00".join(shown).encode("ascii")).hexdigest()
 
 
 def _runs(record: t.Mapping[str, t.Any]) -> bool:

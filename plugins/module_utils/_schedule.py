@@ -49,10 +49,15 @@ def next_firing(params: dict[str, t.Any]) -> datetime:
 def wait_until(moment: datetime) -> None:
     """Until the clock says so, also when it is set meanwhile."""
     while True:
-        left = (moment - datetime.now(timezone.utc)).total_seconds()
+        left = seconds_until(moment)
         if left <= 0:
             return
         time.sleep(min(left, 5.0))
+
+
+def seconds_until(moment: datetime) -> float:
+    """By the clock; negative once it is over."""
+    return (moment - datetime.now(timezone.utc)).total_seconds()
 
 
 def wait_for_running(shell: Shell, reader: ClusterReader) -> tuple[list[str], list[Reason]]:

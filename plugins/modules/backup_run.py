@@ -18,6 +18,12 @@ description:
     operation. It has to end after the snapshot has begun.
   - With O(mode=now), a scheduled backup that is still running is waited for first. Its snapshot is older, and once it
     has arrived nobody could tell the two apart.
+  - A backup is a set of snapshots, one a node, and snapshots of different schemas do not fit together. So the versions
+    of the database's schema are asked for (C(nodetool describecluster) [doc]). Where the nodes disagree, nothing is
+    started until they agree. Where the schema has changed when the command ends, that backup does not count, and one
+    more is started; with O(mode=cron) the module fails. Nodes that are down disagree with nobody.
+  - What changes the schema after this module has ended is not seen. Keep upgrades and changes of keyspaces away until
+    the backup has arrived.
   - What the command prints is not looked at. Whether a backup arrived is for M(kmsops.fortanix_dsm.backup_ship) to say.
 options:
   mode:
@@ -54,6 +60,10 @@ options:
       - Names the run. A second call of the same run attaches to a backup that the first one left being started.
       - Without it, such a backup is waited for, and another one is started.
     type: str
+notes:
+  - The soft reasons are V(BACKUP_IN_FLIGHT) (a scheduled backup does not end), V(SCHEMA_SPLIT) (after O(timeout), or
+    when the schedule fires, the nodes still disagree about the schema) and V(SCHEMA_CHANGED) (the schema changed while
+    the snapshots were being taken, those of the second backup too). A database that cannot be asked is no reason.
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.kubeconfig
   - kmsops.fortanix_dsm.accept
@@ -118,6 +128,20 @@ attached:
   description: Whether an earlier call of the same run had started it already.
   returned: success
   type: bool
+schema:
+  description:
+    - The version of the database's schema that all nodes had before and after. V(null) where it is not known, which is
+      warned of, and where a disagreement or a change was accepted.
+    - In check mode, the version that all nodes have now.
+  returned: success
+  type: str
+  sample: 2207c2a9-f598-3971-986b-2926e09e239d
+discarded:
+  description: When those backups were started by this call that do not count, because the schema changed meanwhile.
+  returned: success
+  type: list
+  elements: str
+  sample: []
 members:
   description: Nodes that were members and up both before and after, and no younger than the snapshot.
   returned: success
@@ -134,14 +158,10 @@ seconds:
   type: float
 """
 
-import re
 import time
-from datetime import datetime, timezone
 
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _schedule
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._cluster import ClusterReader
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.model import Cluster
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import CommandFailed
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._backing_up import BackingUp
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.schema import kept_version
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import (
     Outcome,
     Shell,
@@ -149,7 +169,6 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import
     kubeconfig_spec,
     run_module,
 )
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._runner import fill_template
 
 ARTICLE = "Fortanix DSM Backup and Restore Using SCP (Password-Based or Passwordless), section on configuring backups"
 ARGUMENT_SPEC = {
@@ -163,77 +182,26 @@ ARGUMENT_SPEC = {
     "config": {"type": "path", "default": "/etc/dsm/config.yaml"},
     "run_id": {"type": "str"},
 }
-OPERATION = "backup-now"
 
 
 def body(shell: Shell) -> Outcome:
     """Read the members, start or wait, read the members again."""
-    params = shell.params
     begun = time.monotonic()
-    reader = ClusterReader(shell.runner, params["kubeconfig"])
-    waited_for, accepted = [], []
-    if params["mode"] == "now":
-        values = {"kubeconfig": params["kubeconfig"], "run_id": params["run_id"] or ""}
-        argv = fill_template(params["argv"], values, name="argv (what starts a backup)", article=params["article"])
-        name = _operation_name(params["run_id"])
-        if not (params["run_id"] and shell.operations.status(name)):
-            waited_for, accepted = _schedule.wait_for_running(shell, reader)
-        before = reader.read()
-        started, by, attached = (None, None, False) if shell.check_mode else _start(shell, argv, name)
-    else:
-        firing = _schedule.next_firing(params)
-        before = reader.read()
-        started, by, attached = _schedule.text_of(firing), None, False
-        if not shell.check_mode:
-            _schedule.wait_until(firing)
-    after = before if shell.check_mode else reader.read()
+    backup, after = BackingUp(shell).run()
     return Outcome(
-        params["mode"] == "now",
-        snapshot_started=started,
-        snapshot_started_before=by,
-        trigger=params["mode"],
-        waited_for=waited_for,
-        accepted=[reason.as_dict() for reason in accepted],
-        attached=attached,
-        members=_members(before, after, started),
+        shell.params["mode"] == "now",
+        snapshot_started=backup.started,
+        snapshot_started_before=backup.started_by,
+        trigger=shell.params["mode"],
+        waited_for=backup.waited_for,
+        accepted=[reason.as_dict() for reason in backup.accepted],
+        attached=backup.attached,
+        schema=kept_version(backup.schema_before, backup.schema_after),
+        discarded=backup.discarded,
+        members=backup.members(after),
         fingerprint=after.fingerprint,
         seconds=round(time.monotonic() - begun, 3),
     )
-
-
-def _operation_name(run_id: str | None) -> str:
-    return OPERATION + ("-" + re.sub(r"[^a-z0-9_.-]", "-", run_id.lower()) if run_id else "")[:50]
-
-
-def _start(shell: Shell, argv: list, name: str) -> tuple[str, str, bool]:
-    """Start a backup. One that another call left behind is waited for; it counts only for a call of the same run."""
-    timeout, run_id = shell.params["timeout"], shell.params["run_id"]
-    earlier = shell.operations.status(name)
-    if earlier is not None and not run_id:
-        if earlier.running:
-            shell.operations.start_or_attach(name, argv, timeout=timeout)
-        shell.operations.forget(name)
-    done = shell.operations.start_or_attach(name, argv, timeout=timeout)
-    if done.rc != 0:
-        raise CommandFailed(
-            f"Starting the backup ended with {'no exit code' if done.rc is None else f'exit code {done.rc}'}.",
-            "BACKUP_NOT_STARTED",
-            "Read the output, and see whether a backup arrives all the same before starting another.",
-            rc=done.rc,
-            output_tail=done.output_tail,
-        )
-    return done.started_at, _schedule.text_of(datetime.now(timezone.utc)), done.attached
-
-
-def _members(before: Cluster, after: Cluster, started: str | None) -> list:
-    found = []
-    for member in after.members:
-        earlier = before.member(member.name)
-        young = started is not None and member.created and member.created > started
-        if earlier is not None and earlier.up(before.ring_known) and member.up(after.ring_known) and not young:
-            shown = member.as_dict()
-            found.append({key: shown[key] for key in ("name", "addresses", "host_id", "datacenter")})
-    return found
 
 
 def main() -> None:

@@ -49,6 +49,24 @@ def nodetool_status(nodes: Mapping[str, str], datacenter: str = "dc1") -> str:
     return "\n".join(lines) + "\n\n"
 
 
+SCHEMA = "2207c2a9-f598-3971-986b-2926e09e239d"
+
+
+def nodetool_describecluster(versions: Mapping[str, Sequence[str]]) -> str:
+    """``nodetool describecluster``: version of the schema (or ``UNREACHABLE``) -> addresses."""
+    lines = [
+        "Cluster Information:",
+        "\tName: sdkms",
+        "\tSnitch: org.apache.cassandra.locator.GossipingPropertyFileSnitch",
+        "\tDynamicEndPointSnitch: enabled",
+        "\tPartitioner: org.apache.cassandra.dht.Murmur3Partitioner",
+        "\tSchema versions:",
+    ]
+    for version, addresses in versions.items():
+        lines += [f"\t\t{version}: [{', '.join(addresses)}]", ""]
+    return "\n".join([*lines, "Stats for all nodes:", "\tLive: 3", ""])
+
+
 def jobs_json(cron_jobs: Mapping[str, bool]) -> str:
     """CronJobs by name; those that are True have a Job running."""
     items: list[dict[str, Any]] = [
@@ -64,7 +82,7 @@ def jobs_json(cron_jobs: Mapping[str, bool]) -> str:
 
 def commands(name: str, nodes: Mapping[str, str], serial: str = "SN-1") -> dict[tuple[str, ...], Any]:
     """Answers of a member ``name`` of a cluster of ``nodes``, for a FakeRunner."""
-    database = ["kubectl", "exec", "-n", "default", "cassandra-0", "--", "nodetool", "status"]
+    nodetool = ("kubectl", "exec", "-n", "default", "cassandra-0", "--", "nodetool")
     return {
         ("ip", "-o", "addr", "show"): ip_addresses(nodes.get(name, "192.0.2.99")),
         ("dmidecode", "-s", "system-serial-number"): serial + "\n",
@@ -72,7 +90,8 @@ def commands(name: str, nodes: Mapping[str, str], serial: str = "SN-1") -> dict[
         ("kubectl", "get", "pods"): pods_json(nodes),
         ("kubectl", "get", "cronjobs,jobs"): jobs_json({}),
         ("kubectl", "get", "namespace"): json.dumps({"kind": "Namespace", "metadata": {"uid": "uid-" + name}}),
-        tuple(database): nodetool_status(nodes),
+        (*nodetool, "status"): nodetool_status(nodes),
+        (*nodetool, "describecluster"): nodetool_describecluster({SCHEMA: list(nodes.values())}),
     }
 
 

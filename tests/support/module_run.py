@@ -80,6 +80,10 @@ class FakeOperations:
         ours = [one for one in self.records if one == name or one.startswith(f"{name}-")]
         return [one for one in ours if self.records[one].running]
 
+    def would_attach(self, name: str, argv: Sequence[str], report_within: float = 3600.0) -> bool:
+        before = self.records.get(name)
+        return before is not None and (before.running or not before.reported)
+
     def acknowledge(self, name: str) -> OperationResult | None:
         result = self.records.get(name)
         if result is not None and not result.running and not result.reported:
@@ -101,17 +105,20 @@ class FakeOperations:
         report_within: float = 3600.0,
         patterns: Sequence[str] = (),
         excludes: Sequence[str] = (),
+        note: Mapping[str, Any] | None = None,
     ) -> OperationResult:
         shown = [redact(word, secrets) for word in argv]
         before = self.records.get(name)
-        attached = before is not None and (before.running or not before.reported)
+        attached = self.would_attach(name, argv)
         if not attached:
             self.started.append((name, list(argv)))
             if self.effect is not None:
                 self.effect(name, list(argv))
         rc = self.ends.get(name, 0)
         started_at = before.started_at if before is not None and attached else self.now
-        result = OperationResult(rc, redact("output of " + name, secrets), started_at, attached, 0.0, False, wait)
+        kept = before.note if before is not None and attached else note
+        output = redact("output of " + name, secrets)
+        result = OperationResult(rc, output, started_at, attached, 0.0, False, wait, kept)
         self.records[name] = result
         self.actions.append({"argv": shown, "rc": rc, "seconds": 0.0})
         return result

@@ -202,6 +202,34 @@ def test_a_second_call_attaches_to_the_running_operation(operations, tmp_path):
     assert starts(tmp_path) == 1
 
 
+def test_whoever_attaches_is_given_the_note_of_the_one_who_started(operations, tmp_path):
+    argv = counting(tmp_path, f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done")
+    first = operations.start_or_attach("backup", argv, timeout=120, wait=False, note={"of": "the first"})
+    (tmp_path / "go").touch()
+    second = operations.start_or_attach("backup", argv, timeout=120, note={"of": "the second"})
+    assert second.attached and first.note == second.note == operations.status("backup").note == {"of": "the first"}
+    third = operations.start_or_attach("backup", argv, timeout=120, note={"of": "the third"})
+    assert not third.attached and third.note == {"of": "the third"}
+    assert operations.start_or_attach("backup", argv, timeout=120).note is None
+    assert starts(tmp_path) == 3
+
+
+def test_it_can_be_asked_whether_a_call_would_attach(operations, tmp_path):
+    argv = counting(tmp_path, f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done")
+    assert not operations.would_attach("backup", argv)
+    operations.start_or_attach("backup", argv, timeout=120, wait=False)
+    assert operations.would_attach("backup", argv)
+    with pytest.raises(Refused) as caught:
+        operations.would_attach("backup", ["true"])
+    assert caught.value.code == "OPERATION_CONFLICT"
+    (tmp_path / "go").touch()
+    until(lambda: not operations.status("backup").running)
+    assert operations.would_attach("backup", argv) and not operations.would_attach("backup", ["true"])
+    assert not operations.would_attach("backup", argv, report_within=-1.0)
+    assert operations.start_or_attach("backup", argv, timeout=120).attached
+    assert not operations.would_attach("backup", argv) and starts(tmp_path) == 1
+
+
 def test_another_argv_under_the_same_name_is_refused_while_one_runs(operations, tmp_path):
     argv = counting(tmp_path, f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done")
     operations.start_or_attach("remove", argv, timeout=120, wait=False)
