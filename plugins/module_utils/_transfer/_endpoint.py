@@ -25,7 +25,7 @@ from .._errors import DsmError, Refused
 from ._push import SftpWriter
 from ._reader import Due, LocalReader, Reader, SftpReader
 from ._sftp import Attributes, EndOfFile, ProtocolError, Sftp
-from ._ssh import Connection, SshTarget, connect
+from ._ssh import Connection, Dialled, SshTarget, connect
 
 _Answer = t.TypeVar("_Answer")
 
@@ -122,8 +122,8 @@ class SftpEndpoint:
     def label(self) -> str:
         return self.target.label
 
-    def connect(self) -> SftpSession:
-        return SftpSession(connect(self.target))
+    def connect(self, dialled: Dialled | None = None) -> SftpSession:
+        return SftpSession(connect(self.target, dialled))
 
     def reader(self, due: Due | None) -> Reader:
         return SftpReader(connect(self.target), due)

@@ -33,7 +33,7 @@ def fetch(
     Nothing in this process may have started threads yet. Raises what :func:`pull` raises, and :class:`Refused` when
     not exactly one backup matches or it is not acceptable (empty, a device, ...).
     """
-    with Pool(workers, bool(source.endpoint.host)) as pool:
+    with Pool(workers, bool(source.endpoint.host), source.endpoint) as pool:
         session = pool.session(source.endpoint)
         units = discover(session, source)
         if len(units) != 1:

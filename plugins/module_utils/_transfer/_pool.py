@@ -123,23 +123,35 @@ class AskedSession:
 class Pool:
     """At most ``size`` workers. Use it as a context manager, and make it before the first connection.
 
-    ``remote``: load the SSH library first, so that all processes share it.
+    ``remote``: load the SSH library first, so that all processes share it. ``first``: whom the first question is for;
+    a host is called while that library is loaded.
     """
 
-    def __init__(self, size: int, remote: bool = True) -> None:
-        if remote:
-            _ssh.load_paramiko()
-        _keep_freed_memory()
-        self.pace = Pace()
+    def __init__(self, size: int, remote: bool = True, first: Endpoint | None = None) -> None:
+        self._dialled: dict[SftpEndpoint, _ssh.Dialled] = {}
+        if isinstance(first, SftpEndpoint) and size:
+            dialled = _ssh.dial(first.target)
+            if dialled is not None:
+                self._dialled[first] = dialled
         self.members: list[Member] = []
-        # What exists now is shared as long as nobody writes to it; the collector would.
-        gc.collect()
-        gc.freeze()
         try:
+            if remote:
+                _ssh.load_paramiko()
+            _keep_freed_memory()
+            self.pace = Pace()
+            # What exists now is shared as long as nobody writes to it; the collector would.
+            gc.freeze()
             for number in range(size):
                 self.members.append(self._fork(number))
         finally:
             gc.unfreeze()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """This process has no use for what was dialled for the first worker."""
+        for dialled in self._dialled.values():
+            dialled.close()
+        self._dialled.clear()
 
     def _fork(self, number: int) -> Member:
         mine, theirs = multiprocessing.connection.Pipe()
@@ -156,7 +168,9 @@ class Pool:
             mine.close()
             for member in self.members:
                 member.pipe.close()
-            Worker(theirs, self.pace).run()
+            if number:
+                self._hang_up()
+            Worker(theirs, self.pace, self._dialled).run()
         except Orphaned:
             code = 0
         finally:

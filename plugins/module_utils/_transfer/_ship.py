@@ -142,7 +142,7 @@ def ship(request: ShipRequest, check_mode: bool) -> ShipResult:
     else:
         remote = any(source.endpoint.host for source in request.sources)
         # The workers come first: nothing that has connections or threads may be forked.
-        with Pool(request.workers, remote) as pool:
+        with Pool(request.workers, remote, request.sources[0].endpoint if request.sources else None) as pool:
             run = _hold(request, pool)
     if run.result.reasons:
         _raise(run.result)

@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import logging
 import os
+import select
 import socket
 import stat
 import sys
@@ -32,6 +33,8 @@ MINIMUM_PYTHON = (3, 9)
 MINIMUM_PARAMIKO = (3, 5)
 GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 WINDOW = 16 << 20
+#: Seconds for which a connection may wait that nobody speaks over; sshd hangs up after 120 by default.
+STALE = 20.0
 _RSA = ("rsa-sha2-512", "rsa-sha2-256")
 
 
@@ -107,6 +110,63 @@ def load_paramiko() -> t.Any:
     # Without a handler paramiko's own warnings would land on stderr, in the middle of a module's result.
     logging.getLogger("paramiko").addHandler(logging.NullHandler())
     return paramiko
+
+
+class Dialled:
+    """A TCP connection that was begun and not waited for (:func:`dial`)."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._since = time.monotonic()
+
+    def take(self, timeout: float) -> socket.socket | None:
+        """The connection when it is up; None if it has waited for so long that the server may be about to hang up.
+        Raises OSError, as connecting does."""
+        if time.monotonic() - self._since > STALE:
+            self.close()
+            return None
+        try:
+            waiting = select.poll()
+            waiting.register(self._sock, select.POLLOUT)
+            if not waiting.poll(timeout * 1000):
+                raise TimeoutError("timed out")
+            number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number:
+                raise OSError(number, os.strerror(number))
+        except BaseException:
+            self.close()
+            raise
+        self._sock.settimeout(timeout)
+        return self._sock
+
+    def close(self) -> None:
+        """Nobody here needs it."""
+        self._sock.close()
+
+
+def dial(target: SshTarget) -> Dialled | None:
+    """Begin to connect to a host that will be asked something in a moment.
+
+    None where that cannot be begun, or where the host has several addresses, of which only the next may answer;
+    :func:`connect` then does all of it, and tells what is wrong.
+    """
+    try:
+        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        if len(found) != 1:
+            return None
+        family, kind, protocol, _name, address = found[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError:
+        return None
+    sock.setblocking(False)
+    try:
+        sock.connect(address)
+    except BlockingIOError:
+        pass
+    except OSError:
+        sock.close()
+        return None
+    return Dialled(sock)
 
 
 class _Buffered:
@@ -218,16 +278,23 @@ class Connection:
         self._transport.close()
 
 
-def connect(target: SshTarget) -> Connection:
+def connect(target: SshTarget, dialled: Dialled | None = None) -> Connection:
     """Connect, check the pinned host key before anything is sent, authenticate by key file or agent.
+
+    With ``dialled``, over a connection that :func:`dial` began.
 
     Raises :class:`Refused`: NO_PARAMIKO, PYTHON_TOO_OLD, SSH_REFUSED, SSH_UNREACHABLE, UNKNOWN_HOST, HOST_KEY_CHANGED,
     HOST_KEY_REVOKED, KEY_UNREADABLE, KEY_PERMISSIONS, PASSPHRASE, AUTH_REFUSED.
     """
     library = load_paramiko()
-    pinned = _pinned(target)
-    keys = _identities(library, target)
-    transport = _negotiate(library, target, _algorithms(pinned))
+    try:
+        pinned = _pinned(target)
+        keys = _identities(library, target)
+    except BaseException:
+        if dialled is not None:
+            dialled.close()
+        raise
+    transport = _negotiate(library, target, _algorithms(pinned), dialled)
     if transport is None:
         transport = _negotiate(library, target, ())
     if transport is None:
@@ -282,11 +349,14 @@ def _algorithms(pinned: Pinned) -> tuple[str, ...]:
     return tuple(dict.fromkeys(wanted))
 
 
-def _negotiate(library: t.Any, target: SshTarget, algorithms: tuple[str, ...]) -> paramiko.Transport | None:
+def _negotiate(
+    library: t.Any, target: SshTarget, algorithms: tuple[str, ...], dialled: Dialled | None = None
+) -> paramiko.Transport | None:
     """An encrypted but not yet authenticated transport; None when the two sides have no algorithm in common."""
     deadline = time.monotonic() + target.connect_timeout
     try:
-        sock = socket.create_connection((target.host, target.port), target.connect_timeout)
+        sock = dialled.take(target.connect_timeout) if dialled is not None else None
+        sock = sock or socket.create_connection((target.host, target.port), target.connect_timeout)
     except ConnectionRefusedError:
         raise Refused(
             f"Nothing listens for SSH at {target.host} port {target.port}.",

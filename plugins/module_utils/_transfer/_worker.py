@@ -19,7 +19,6 @@ import os
 import select
 import time
 import typing as t
-from dataclasses import dataclass
 
 from .._errors import DsmError, Refused
 from ._changed import SourceChanged
@@ -28,7 +27,7 @@ from ._endpoint import Endpoint, SftpEndpoint, SftpSession
 from ._pace import Pace
 from ._ranges import Range
 from ._reader import Reader, SftpReader
-from ._ssh import ConnectionLost
+from ._ssh import ConnectionLost, Dialled
 from ._stream import Landing, LocalFault
 
 if t.TYPE_CHECKING:
@@ -41,8 +40,7 @@ _MEMORY_SECONDS = 1.0
 _PIECE = 1 << 20
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(t.NamedTuple):
     """What all ranges of a transfer have in common."""
 
     endpoint: Endpoint
@@ -51,16 +49,14 @@ class Job:
     push: bool = False
 
 
-@dataclass(frozen=True)
-class Warm:
+class Warm(t.NamedTuple):
     """Order before the first job: connect, and say nothing about it. There will be work, it is not known yet which."""
 
     endpoint: Endpoint
     rate: float
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(t.NamedTuple):
     """Order between jobs: ask a host something (a method of a session, or ``round_trip``), over a connection that then
     moves its bytes too. Answered by :class:`Told`, :class:`Denied`, :class:`Failed` or :class:`Broken`."""
 
@@ -69,34 +65,29 @@ class Ask:
     arguments: tuple[t.Any, ...] = ()
 
 
-@dataclass(frozen=True)
-class Connect:
+class Connect(t.NamedTuple):
     """Order: connect after ``delay`` seconds, or say at once that the connection is up."""
 
     delay: float = 0.0
 
 
-@dataclass(frozen=True)
-class Take:
+class Take(t.NamedTuple):
     """Order: move these ranges, each of its file, or check those that are said to be there."""
 
     ranges: tuple[tuple[Range, Item], ...]
 
 
-@dataclass(frozen=True)
-class Rest:
+class Rest(t.NamedTuple):
     """Order: the transfer is over; let go of its files. Answered by :class:`Resting`."""
 
 
-@dataclass(frozen=True)
-class Told:
+class Told(t.NamedTuple):
     """Answer to :class:`Ask`."""
 
     value: t.Any
 
 
-@dataclass(frozen=True)
-class Denied:
+class Denied(t.NamedTuple):
     """Answer to :class:`Ask`: the host refused with an OSError of this ``number``."""
 
     number: int
@@ -104,38 +95,33 @@ class Denied:
     path: str
 
 
-@dataclass(frozen=True)
-class Connected:
+class Connected(t.NamedTuple):
     """Answer: the connection is up. ``round_trip`` in seconds."""
 
     round_trip: float
 
 
-@dataclass(frozen=True)
-class Landed:
+class Landed(t.NamedTuple):
     """Answer: a range is on the disk."""
 
     number: int
     sha256: str
 
 
-@dataclass(frozen=True)
-class Refuted:
+class Refuted(t.NamedTuple):
     """Answer: a range that was to be checked is not what the journal says."""
 
     number: int
 
 
-@dataclass(frozen=True)
-class Alive:
+class Alive(t.NamedTuple):
     """Sign of life: bytes received since the last one, and the memory (bytes) of this process, 0: not looked."""
 
     received: int
     memory: int
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(t.NamedTuple):
     """Answer: the connection is lost or was refused. The error in parts, because exceptions do not travel well."""
 
     kind: str
@@ -154,8 +140,7 @@ class Failed:
         return kinds.get(self.kind, DsmError)(self.message, self.code, self.remedy, **self.details)
 
 
-@dataclass(frozen=True)
-class Broken:
+class Broken(t.NamedTuple):
     """Answer: this host's disk refused (``number`` is an errno), or the worker has a defect (0)."""
 
     number: int
@@ -163,8 +148,7 @@ class Broken:
     path: str
 
 
-@dataclass(frozen=True)
-class Resting:
+class Resting(t.NamedTuple):
     """Answer to :class:`Rest`."""
 
     memory: int
@@ -197,7 +181,7 @@ def _told(error: Exception) -> Failed | Broken:
 class Worker:
     """One worker between its orders and its connection."""
 
-    def __init__(self, pipe: Pipe, pace: Pace) -> None:
+    def __init__(self, pipe: Pipe, pace: Pace, dialled: t.Mapping[SftpEndpoint, Dialled] | None = None) -> None:
         self._pipe = pipe
         self._pace = pace
         self._orders = select.poll()
@@ -207,6 +191,8 @@ class Worker:
         self._directory = -1
         self._reader: Reader | None = None
         self._endpoint: Endpoint | None = None
+        #: connections that were begun for this worker before it was
+        self._dialled = dict(dialled or {})
         #: hosts that were asked something, and the session, as long as its connection lives
         self._sessions: dict[SftpEndpoint, SftpSession | None] = {}
         #: the reader, while it uses a session's connection
@@ -285,7 +271,7 @@ class Worker:
     def _session(self, endpoint: SftpEndpoint) -> SftpSession:
         session = self._sessions.get(endpoint)
         if session is None:
-            session = self._sessions[endpoint] = endpoint.connect()
+            session = self._sessions[endpoint] = endpoint.connect(self._dialled.pop(endpoint, None))
         return session
 
     def _close(self, endpoint: SftpEndpoint) -> None:

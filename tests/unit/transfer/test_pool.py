@@ -8,6 +8,7 @@ import ctypes
 import multiprocessing.connection
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import cast
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pool
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pool, _ssh
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint, SftpEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pace import Pace
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Pool
@@ -32,6 +33,9 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._wor
     Worker,
 )
 
+#: How long (s) anything may take on a busy machine.
+PATIENCE = 60.0
+
 
 def gone(pid: int) -> bool:
     """Whether a process has ended (it may still wait to be asked how)."""
@@ -45,7 +49,7 @@ def gone(pid: int) -> bool:
 FAULTS = """
 import resource, runpy, sys
 runpy.run_path(sys.argv[2])
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pool
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pool, _ssh
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def take():
@@ -196,6 +200,35 @@ def test_a_worker_that_dies_while_it_is_asked_is_not_waited_for() -> None:
         with pytest.raises(Refused) as refusal:
             pool.session(nobody)
         assert refusal.value.code == "UNKNOWN_HOST", "there is nobody to ask, and this process did not either"
+
+
+def test_a_host_is_called_once_for_the_first_question_and_by_nobody_else() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE)
+        endpoint = SftpEndpoint(SshTarget("127.0.0.1", "dsm", server.getsockname()[1]))
+        with Pool(3, remote=False, first=endpoint) as pool:
+            theirs, _address = server.accept()
+            theirs.settimeout(PATIENCE)
+            os.kill(pool.members[0].pid, signal.SIGKILL)
+            assert theirs.recv(1) == b"", "nobody but the first worker held it"
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_a_library_that_is_missing_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise Refused("No paramiko.", "NO_PARAMIKO")
+
+    monkeypatch.setattr(_ssh, "load_paramiko", missing)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE)
+        endpoint = SftpEndpoint(SshTarget("127.0.0.1", "dsm", server.getsockname()[1]))
+        with pytest.raises(Refused):
+            Pool(3, first=endpoint)
+        theirs, _address = server.accept()
+        theirs.settimeout(PATIENCE)
+        assert theirs.recv(1) == b""
 
 
 @pytest.mark.parametrize("up", [True, False])

@@ -15,16 +15,27 @@ from typing import cast
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import _Buffered, load_paramiko
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _ssh
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import (
+    Dialled,
+    SshTarget,
+    _Buffered,
+    connect,
+    dial,
+    load_paramiko,
+)
 
+#: How long (s) anything may take on a busy machine.
+PATIENCE = 60.0
 OPTIONAL = "try:\n    import invoke\nexcept ImportError:\n    invoke = None\n"
 
 
 def connected() -> tuple[socket.socket, socket.socket]:
     """Both ends of a TCP connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        mine = socket.create_connection(server.getsockname()[:2], 60)
+        mine = socket.create_connection(server.getsockname()[:2], PATIENCE)
         theirs, _address = server.accept()
+        theirs.settimeout(PATIENCE)
     return mine, theirs
 
 
@@ -81,6 +92,76 @@ def test_what_comes_while_logging_in_is_acknowledged_at_once_and_nothing_later()
     buffered.prompt = False
     assert buffered.recv(9) == b"data"
     assert noted.done == ["promptly", "received", "promptly", "received", "received"]
+
+
+# -- dialling ahead --------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_that_was_begun_is_taken_when_it_is_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dialled = dial(SshTarget("127.0.0.1", "dsm", server.getsockname()[1]))
+        assert dialled is not None
+        mine = dialled.take(PATIENCE)
+        theirs, _address = server.accept()
+        theirs.settimeout(PATIENCE)
+        assert mine is not None and mine.gettimeout() == PATIENCE
+        theirs.sendall(b"SSH")
+        assert mine.recv(3) == b"SSH"
+        mine.close()
+        assert theirs.recv(1) == b""
+
+
+def test_nobody_listens_where_it_was_dialled() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    dialled = dial(SshTarget("127.0.0.1", "dsm", port))
+    with pytest.raises(ConnectionRefusedError):
+        # On this host the refusal may have come at once.
+        if dialled is None:
+            raise ConnectionRefusedError
+        dialled.take(PATIENCE)
+
+
+def test_a_host_that_does_not_answer_is_not_waited_for_longer_than_that() -> None:
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            writing.send(bytes(1 << 20))
+    with pytest.raises(TimeoutError):
+        Dialled(writing).take(0.01)
+    assert writing.fileno() == -1, "closed"
+    reading.close()
+
+
+def test_a_connection_that_waited_for_long_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, theirs = connected()
+    dialled = Dialled(mine)
+    monkeypatch.setattr(_ssh, "STALE", -1.0)
+    assert dialled.take(PATIENCE) is None and theirs.recv(1) == b"", "the server was told"
+
+
+@pytest.mark.parametrize("found", [[], [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 22))] * 2])
+def test_a_host_with_several_addresses_is_not_dialled_ahead(
+    monkeypatch: pytest.MonkeyPatch, found: list[object]
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_what, **_how: found)
+    assert dial(SshTarget("dsm.example.com", "dsm")) is None
+
+
+def test_a_name_that_means_nothing_is_not_dialled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_what: object, **_how: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert dial(SshTarget("dsm.example.com", "dsm")) is None
+
+
+def test_what_was_dialled_is_hung_up_when_there_is_no_key_to_log_in_with(tmp_path: Path) -> None:
+    mine, theirs = connected()
+    with pytest.raises(Refused) as refusal:
+        connect(SshTarget("127.0.0.1", "dsm", known_hosts=str(tmp_path / "none")), Dialled(mine))
+    assert refusal.value.code == "HOST_KEY_UNREADABLE" and theirs.recv(1) == b""
 
 
 @pytest.fixture
