@@ -51,8 +51,9 @@ options:
     default: 259200
   need:
     description:
-      - Bytes that must be free for the next backup. Absent means the size of the newest one and O(headroom). V(0)
-        removes nothing for space.
+      - Bytes that must be free for the next backup. Absent means the size of the newest one and O(headroom), or what
+        M(kmsops.fortanix_dsm.backup_ship) wanted when there was no room for a larger one. V(0) removes nothing for
+        space.
     type: int
   headroom:
     description: Fraction of the newest backup's size that the next one may be larger.

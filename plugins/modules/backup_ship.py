@@ -23,6 +23,9 @@ description:
     kmsops-backup-ship)).
   - With O(state=staged) it pushes one published backup to a node over SFTP. The node needs nothing but C(sshd). What is
     already there is read back and hashed, not believed.
+  - Where there is not room for all, the newest come and the module fails with V(STORE_FULL). Those that are older stay
+    at the source for good, since what comes last into a store counts as its newest. Where not even the newest has room
+    all wait, and M(kmsops.fortanix_dsm.backup_prune) makes room for it.
 options:
   state:
     description: V(published) pulls into the store. V(staged) pushes O(id) from the store to the host O(push).

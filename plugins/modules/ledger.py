@@ -34,7 +34,7 @@ options:
       - Kind of the event. Needed with O(state=appended).
       - V(observed_members) needs C(members) and C(fingerprint) in O(data). V(restored) needs C(backup), C(fingerprint)
         and C(drill); where that is false the cluster has a new generation. V(proved) needs C(backup). V(fenced) and
-        V(accepted) need C(fingerprint).
+        V(accepted) need C(fingerprint). V(no_room) is about a delivery and not about a backup.
     type: str
     choices:
       - observed_members
@@ -52,6 +52,7 @@ options:
       - fenced
       - accepted
       - pruned
+      - no_room
   subject:
     description: The node, backup or cluster that the event is about. Needed with O(state=appended).
     type: str

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Container, Iterable, Mapping, Sequence
 
 from .manifest import Sealed
 from .openability import Copy, classify
@@ -38,6 +38,7 @@ KINDS = (
     "fenced",
     "accepted",
     "pruned",
+    "no_room",
 )
 STATE_KINDS = frozenset(
     (
@@ -51,6 +52,7 @@ STATE_KINDS = frozenset(
         "fenced",
         "accepted",
         "pruned",
+        "no_room",
     )
 )
 #: After one of these about the same subject, an equal event says something new.
@@ -323,6 +325,29 @@ def _verdict(data: Mapping[str, Any], time: str) -> dict[str, Any]:
     if data.get("partial") and verdict == "ok":
         return {"checked_at": time}
     return {"verdict": verdict, "verified_at": time}
+
+
+def passed_over(events: Iterable[Event], here: Container[str]) -> set[str]:
+    """Keys of deliveries that had no room when newer ones came. ``here``: keys of backups that came into the store.
+
+    They never come behind the newer ones: what comes last into a store counts as the newest of it.
+    """
+    return {
+        event.subject
+        for event in events
+        if event.kind == "no_room" and any(key in here for key in event.data.get("newer", ()))
+    }
+
+
+def wanted_room(events: Sequence[Event]) -> int:
+    """Bytes, with headroom, that the newest delivery needed when there was no room for it; 0 if one came since then."""
+    for event in reversed(events):
+        if event.kind == "shipped":
+            return 0
+        if event.kind == "no_room" and not event.data.get("newer"):
+            wanted = event.data.get("bytes")
+            return wanted if isinstance(wanted, int) else 0
+    return 0
 
 
 def is_recovery(event: Event) -> bool:

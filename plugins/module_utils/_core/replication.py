@@ -21,7 +21,7 @@ from .catalogue import StoreIdentity, store_problems
 from .strict import Invalid, Problem, digest, load, utc_seconds
 
 #: Events about copies: each store has its own.
-OF_COPIES = frozenset(("shipped", "verified", "pruned"))
+OF_COPIES = frozenset(("shipped", "verified", "pruned", "no_room"))
 #: Key in the data of an event that was taken over.
 ORIGIN = "replicated_from"
 

@@ -34,7 +34,8 @@ from ._store import BAD, Checkpoint, ClusterStore, Entry, Lease, as_reasons, no_
 @dataclass(frozen=True)
 class PruneRequest:
     """What to remove from which part of the store. ``need`` None: room for one more like the newest, and ``headroom``
-    (a fraction) of it. ``incoming_grace`` (s): how long an unfinished transfer may rest."""
+    (a fraction) of it, or for the one that was refused for want of room. ``incoming_grace`` (s): how long an unfinished
+    transfer may rest."""
 
     policy: retention.Policy
     need: int | None = None
@@ -222,7 +223,7 @@ class _Run:
         if self.request.require:
             found = self._complete(found, entries)
         by_id = {entry.id: entry for entry in entries}
-        self.policy = policy = self.request.policy._replace(need=self._need(entries))
+        self.policy = policy = self.request.policy._replace(need=self._need(entries, chain.events))
         looked_at: set[str] = set()
         while True:
             plan = retention.plan(
@@ -258,11 +259,13 @@ class _Run:
             for one in found
         ]
 
-    def _need(self, entries: t.Sequence[Entry]) -> int:
+    def _need(self, entries: t.Sequence[Entry], events: t.Sequence[ledger.Event]) -> int:
+        """Room for one more like the newest, and for the one that had no room when it was to be shipped."""
         if self.request.need is not None:
             return self.request.need
         sizes = [entry.manifest.bytes for entry in entries if entry.manifest is not None]
-        return int(sizes[-1] * (1 + self.request.headroom)) if sizes else 0
+        expected = int(sizes[-1] * (1 + self.request.headroom)) if sizes else 0
+        return max(expected, ledger.wanted_room(events))
 
     # -- removing ---------------------------------------------------------------------------------------------------
     def guarded(self, name: str, act: t.Callable[[], None]) -> bool:

@@ -23,6 +23,7 @@ from .._core import ledger, parts, replication
 from .._core.catalogue import StoreIdentity, dump_identity
 from .._core.manifest import BACKUP_ID, Manifest
 from .._core.replication import Here, Step, There
+from .._core.room import fitting
 from .._core.strict import Invalid, Problem, load, utc_text
 from .._errors import DsmError, Reason, Refused, Unreadable, reasons_of
 from . import _structure
@@ -325,13 +326,10 @@ class _Run:
         """The newest that fit with headroom; the others are refused before the first byte (code STORE_FULL)."""
         free, inodes = store.free()
         landed = sum(landed_bytes(path) for path in (store.incoming_path, store.repairs_path))
-        need, files, chosen = 0, 0, []
-        for step in steps:
-            manifest = self.manifests[step.id]
-            need, files = need + manifest.bytes, files + len(manifest.files)
-            if need * (1 + self.request.headroom) <= free + landed and files <= inodes:
-                chosen.append(step)
+        sizes = [(self.manifests[step.id].bytes, len(self.manifests[step.id].files)) for step in steps]
+        chosen = steps[: fitting(sizes, free + landed, inodes, self.request.headroom)]
         if len(chosen) < len(steps):
+            need = sum(size for size, _files in sizes)
             full = store_full(store.path, OSError(28, "not enough free space"))
             self.result.reasons.append(
                 Reason(
@@ -342,7 +340,7 @@ class _Run:
                     full.remedy,
                 )
             )
-        return chosen
+        return list(chosen)
 
     def _bundles(self, look: Look, store: ClusterStore) -> list[parts.Bundle]:
         found = []

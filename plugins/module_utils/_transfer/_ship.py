@@ -20,6 +20,7 @@ from .._core import ledger
 from .._core.catalogue import next_id
 from .._core.manifest import FileEntry, Manifest, Sealed
 from .._core.openability import describe
+from .._core.room import fitting, with_headroom
 from .._core.strict import Invalid, load, utc_seconds, utc_text
 from .._errors import DsmError, Reason, Refused
 from . import _structure
@@ -218,6 +219,10 @@ class _Run:
         self.known: dict[str, Manifest] = {}
         #: what retention removed while it was good does not come home again
         self.pruned: set[str] = set()
+        #: what had no room when something newer came, and so never comes behind it
+        self.passed_over: set[str] = set()
+        #: what has no room now, eldest first
+        self.left: list[_Job] = []
         self.broken_ledger = False
 
     def go(self, lease: Lease | None, taken_over: str) -> None:
@@ -229,11 +234,13 @@ class _Run:
             self.store.take_back()
         self._check_ledger()
         self.known = self._published()
+        self.passed_over = ledger.passed_over(self.store.ledger.chain().events, {*self.known, *self.pruned})
         try:
             jobs = self._room(self._plan())
             self._number(jobs)
             if lease is not None:
                 self._drop_stale(jobs)
+                self._leave([job.key for job in jobs if job.key not in self.known])
             for job in jobs:
                 self._one(job, lease)
         finally:
@@ -310,7 +317,8 @@ class _Run:
         """Leave out what is already stored; refuse what is empty, odd or still growing."""
         looked = time.monotonic()
         host = source.endpoint.host
-        units = [unit for unit in units if unit.key(host) in self.known or unit.key(host) not in self.pruned]
+        gone = self.pruned | self.passed_over
+        units = [unit for unit in units if unit.key(host) in self.known or unit.key(host) not in gone]
         stored = [unit for unit in units if unit.key(host) in self.known]
         fresh = [unit for unit in units if unit.key(host) not in self.known]
         if fresh and self.pool is not None:
@@ -413,33 +421,65 @@ class _Run:
         return found
 
     def _room(self, jobs: list[_Job]) -> list[_Job]:
-        """Refuse before the first byte what does not fit with headroom (code STORE_FULL)."""
+        """The newest that fit with headroom; the others are refused before the first byte (code STORE_FULL)."""
         wanted = [job for job in jobs if job.key not in self.known]
-        need = sum(job.unit.size for job in wanted)
         have_bytes, have_inodes = self.store.free()
-        landed = landed_bytes(self.store.incoming_path)
-        limit = have_bytes + landed
-        if need and (
-            need * (1 + self.request.headroom) > limit or sum(len(j.unit.items) for j in wanted) > have_inodes
-        ):
+        limit = have_bytes + landed_bytes(self.store.incoming_path)
+        sizes = [(job.unit.size, len(job.unit.items)) for job in wanted]
+        waiting = len(wanted) - fitting(sizes[::-1], limit, have_inodes, self.request.headroom)
+        self.left, coming = wanted[:waiting], wanted[waiting:]
+        if self.left:
             full = store_full(self.store.path, OSError(28, "not enough free space"))
+            need = sum(size for size, _files in sizes)
             self.result.reasons.append(
                 Reason(
                     full.code,
                     f"{need} bytes and {self.request.headroom:.0%} headroom are needed in {self.store.path}, "
-                    f"{limit} bytes and {have_inodes} inodes are free.",
+                    f"{limit} bytes and {have_inodes} inodes are free. {_left_behind(self.left, coming)}",
                     full.remedy,
                 )
             )
-            return [job for job in jobs if job.key in self.known]
-        largest = max((job.unit.size for job in wanted), default=0)
-        left = int(limit - need)
-        if largest * (1 + self.request.headroom) > left:
+        largest = max((job.unit.size for job in coming), default=0)
+        free = limit - sum(job.unit.size for job in coming)
+        if with_headroom(largest, self.request.headroom) > free:
             self.result.notes.append(
-                f"When this run has ended {left} bytes are free in {self.store.path}: the next backup of {largest} "
+                f"When this run has ended {free} bytes are free in {self.store.path}: the next backup of {largest} "
                 "bytes will not fit. Expire old backups (playbook prune_backups) or grow the file system before it."
             )
-        return jobs
+        left = {job.key for job in self.left}
+        return [job for job in jobs if job.key not in left]
+
+    def _leave(self, coming: t.Sequence[str]) -> None:
+        """Remember what has no room: behind newer ones (their keys) it never comes; else pruning makes room for the
+        newest. Before anything comes, so that a run that dies meanwhile does not bring the old ones behind it."""
+        if not self.left or self.broken_ledger:
+            return
+        if coming:
+            left = {job.key for job in self.left}
+            for name in self.store.incoming():
+                if self._source_key(name) in left:
+                    # Its room was counted for those that come.
+                    remove_tree(os.path.join(self.store.incoming_path, name))
+        headroom = self.request.headroom
+        records = [
+            (
+                "no_room",
+                job.key,
+                {
+                    "name": job.unit.name,
+                    "host": job.source.endpoint.host,
+                    "bytes": with_headroom(job.unit.size, headroom),
+                    "newer": list(coming),
+                },
+            )
+            for job in (self.left if coming else self.left[-1:])
+        ]
+        # A disk without any room takes no record either; then pruning has to make some first.
+        with contextlib.suppress(DsmError):
+            if coming:
+                self.store.ledger.append_all(self.request.run_id, records)
+            else:
+                self._record(*records[0])
 
     def _number(self, jobs: list[_Job]) -> None:
         """Ids: those of published and of unfinished transfers stay, new ones follow every number ever seen."""
@@ -679,6 +719,13 @@ class _Run:
         if not published:
             described.update(sha256=None, digest=None, published_at=None)
         self.result.backups.append({"published": published, "already": already, **described})
+
+
+def _left_behind(left: t.Sequence[_Job], coming: t.Sequence[_Job]) -> str:
+    """What becomes of those that have no room."""
+    if not coming:
+        return f"Nothing comes as long as the newest has no room; {len(left)} wait."
+    return f"The newest come ({len(coming)}); those that are older ({len(left)}) stay where they are for good."
 
 
 def shipped_data(manifest: Manifest) -> dict[str, t.Any]:

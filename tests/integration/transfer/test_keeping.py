@@ -12,6 +12,7 @@ from typing import Iterator
 
 import pytest
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import ledger
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
@@ -154,3 +155,107 @@ def test_f13_a_full_store_recovers_when_a_backup_can_land(site: Site, monkeypatc
     assert done.removed and set(done.removed) < set(ids)
     site.run()
     assert len(site.published()) == 4 - len(done.removed)
+
+
+# -- a store that was full -------------------------------------------------------------------------------------------
+
+DAY = 86400.0
+
+
+def room_for(monkeypatch: pytest.MonkeyPatch, site: Site, capacity: int) -> None:
+    """The disk holds so many bytes of backups."""
+
+    def free(_store: ClusterStore) -> tuple[int, int]:
+        return capacity - sum(manifest.bytes for manifest in site.published().values()), 1000
+
+    monkeypatch.setattr(ClusterStore, "free", free)
+
+
+def names(site: Site) -> list[str]:
+    """Files that the published backups were, in the order of their numbers."""
+    return [os.path.basename(str(one.source["path"])) for _id, one in sorted(site.published().items())]
+
+
+def full_for_a_month(site: Site, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Three verified copies that fill the disk, and what was delivered on each of the 30 days since; names of these."""
+    for day in (33, 32, 31):
+        site.deliver(f"day_{day}.tar.gz", 20_000, day * DAY)
+    assert not site.ship().failed and set(verified(site)) == {"ok"}
+    room_for(monkeypatch, site, int(3.5 * max(manifest.bytes for manifest in site.published().values())))
+    days = [f"day_{day:02}.tar.gz" for day in range(30, 0, -1)]
+    for day, name in zip(range(30, 0, -1), days):
+        site.deliver(name, 20_000, day * DAY)
+    return days
+
+
+def make_room(site: Site) -> list[str]:
+    """Pruning as it is scheduled: two verified copies stay whatever happens."""
+    store = ClusterStore.require(str(site.store))
+    return prune(store, PruneRequest(Policy(keep=2, max_age=90 * DAY)), False).removed
+
+
+def test_f13_a_store_that_was_full_for_30_days_recovers_with_the_newest(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = full_for_a_month(site, monkeypatch)
+    with pytest.raises(DsmError) as caught:
+        site.run()
+    assert caught.value.code == "STORE_FULL" and names(site) == ["day_33.tar.gz", "day_32.tar.gz", "day_31.tar.gz"]
+    assert "30 wait" in str(caught.value.reasons[0].message)
+    assert len(make_room(site)) == 1
+    with pytest.raises(DsmError) as caught:
+        site.run()
+    assert caught.value.code == "STORE_FULL" and "29" in str(caught.value.reasons[0].message)
+    assert names(site) == ["day_32.tar.gz", "day_31.tar.gz", days[-1]], "the newest came first"
+    assert verified(site) == ["ok"] * 3
+    # Those that had no room are never taken for newer than it, also when there is room for them again.
+    assert not site.run().changed
+    monkeypatch.undo()
+    assert not site.run().changed and names(site)[-1] == days[-1]
+    site.deliver("now.tar.gz", 20_000, 60)
+    assert site.run().changed and names(site)[-2:] == [days[-1], "now.tar.gz"]
+
+
+def test_f13_what_had_no_room_comes_when_nothing_newer_did(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = full_for_a_month(site, monkeypatch)
+    with pytest.raises(DsmError):
+        site.run()
+    monkeypatch.undo()
+    assert site.run().changed and names(site)[3:] == days, "all of them, the eldest first"
+
+
+def test_f09_a_run_that_dies_when_the_newest_came_brings_nothing_older_behind_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = full_for_a_month(site, monkeypatch)
+    make_room(site)
+
+    def die(step: str) -> None:
+        if step == "manifest written":
+            raise InterruptedError(step)
+
+    with pytest.raises(InterruptedError):
+        site.run(checkpoint=die)
+    assert names(site)[-1] == days[-1]
+    monkeypatch.undo()
+    assert not site.run().changed and names(site)[-1] == days[-1]
+
+
+def test_f13_pruning_makes_room_for_a_backup_that_is_larger_than_the_one_before(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for another one like the newest, so that pruning alone would be content."""
+    ids = delivered(site, 900, 800, 700)
+    size = max(manifest.bytes for manifest in site.published().values())
+    room_for(monkeypatch, site, int(4.5 * size))
+    assert make_room(site) == []
+    site.deliver("large.tar.gz", 32_000, 60)
+    for _again in range(2):
+        with pytest.raises(DsmError) as caught:
+            site.run()
+        assert caught.value.code == "STORE_FULL" and sorted(site.published()) == ids
+    assert make_room(site) == ids[:1]
+    assert site.run().changed and names(site)[-1] == "large.tar.gz"
+    assert verified(site) == ["ok"] * 3
+    events = ClusterStore.require(str(site.store)).ledger.chain().events
+    assert ledger.wanted_room(events) == 0, "it came, so its room is not wanted"
