@@ -10,6 +10,8 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -24,7 +26,12 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._end
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._fetch import fetch
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Member, Pool
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import Sftp
-from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import Site, run_module, ssh_target
+from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import (
+    Site,
+    Sshd,
+    run_module,
+    ssh_target,
+)
 
 SEALED = [
     {
@@ -67,6 +74,32 @@ def test_a_second_run_changes_nothing(site: Site) -> None:
     assert not second.changed and second.diff["before"] == second.diff["after"]
     assert [item["already"] for item in second.backups] == [True]
     assert site.snapshot() == before
+
+
+def test_several_sources_come_together_the_eldest_first_and_one_that_is_away_stops_no_other(
+    site: Site, own_server: Callable[..., Sshd], tmp_path: Path
+) -> None:
+    """Two hosts and a drop box; then one of the hosts is gone."""
+    host, box = Site(own_server(), tmp_path / "host", site.store), Site(site.sshd, tmp_path / "box", site.store)
+    for place in (host, box):
+        place.source.mkdir()
+    sources = [
+        site.sshd.login(path=f"{site.source}/*"),
+        host.sshd.login(path=f"{host.source}/*"),
+        {"path": f"{box.source}/*"},
+    ]
+    for number, place in enumerate((box, host, site, host, box)):
+        place.deliver(f"backup_{number}.tar.gz", size=50_000, age=900 - 100 * number)
+    result = site.ship(sources=sources)
+    assert not result.failed, result.output
+    came = [os.path.basename(one.source["path"]) for _id, one in sorted(site.published().items())]
+    assert came == [f"backup_{number}.tar.gz" for number in range(5)]
+    host.sshd.stop()
+    site.deliver("backup_5.tar.gz", age=90)
+    box.deliver("backup_6.tar.gz", age=80)
+    again = site.ship(sources=sources)
+    assert again.error_code == "SSH_REFUSED" and len(site.published()) == 7, again.output
+    assert not run_module("backup_verify", {"store": str(site.store), "run_id": "run-1"}).failed
 
 
 def test_check_mode_predicts_exactly_and_writes_nothing(site: Site) -> None:
