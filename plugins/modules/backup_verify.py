@@ -161,6 +161,12 @@ accepted:
   returned: success
   type: list
   elements: dict
+notes:
+  description: What was pruned before it could be read. It is neither good nor bad any more.
+  returned: success
+  type: list
+  elements: str
+  sample: ["00000007-20261122T005300Z was pruned before it could be read."]
 """
 
 import typing as t
@@ -249,6 +255,7 @@ def body(shell: Shell) -> Outcome:
         sites=result.sites,
         reasons=[reason.as_dict() for reason in result.reasons if reason not in accepted],
         accepted=[reason.as_dict() for reason in accepted],
+        notes=result.notes,
     )
 
 

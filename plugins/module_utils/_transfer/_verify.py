@@ -70,12 +70,16 @@ class Verdict:
 
 @dataclass
 class VerifyResult:
-    """Verdicts, what is wrong with the store as a whole, and how new it and the other site's are."""
+    """Verdicts, what is wrong with the store as a whole, and how new it and the other site's are.
+
+    ``notes`` name what was there when the run began and was pruned before its turn came.
+    """
 
     verdicts: list[Verdict] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
     turn: int = 0
     sites: list[dict[str, t.Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ class VerifyRequest:
 def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
     """Read the chosen backups and record each verdict in the ledger.
 
-    Nothing published is a failure, not an empty success.
+    Nothing published is a failure, not an empty success. A run takes hours, and others prune and repair meanwhile: what
+    counts of a backup is what is there when its turn comes.
     """
     entries = {entry.id: entry for entry in store.entries() if entry.state != "removing"}
     published = [entry for entry in entries.values() if entry.manifest is not None]
@@ -120,22 +125,34 @@ def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
     if request.ids:
         chosen = [entries.get(name) or _absent(name) for name in request.ids]
     elif request.newest:
-        chosen = published[-1:]
+        # Those before it are for the case that it is pruned before it can be read.
+        chosen = published[::-1]
     else:
         chosen = [entry for entry in entries.values() if entry.state != "incomplete"]
-    for entry in chosen:
-        with store.reading(entry.id):
+    gone = set()
+    for listed in chosen:
+        with store.reading(listed.id):
+            entry = _now(store, listed) if listed.id in entries else listed
+            if entry is None:
+                gone.add(listed.id)
+                if not request.ids:
+                    continue
+                entry = _absent(listed.id)
             verdict = _verify_entry(store, entry, folded, result.turn, request)
             result.verdicts.append(verdict)
             looked = verdict.files or verdict.verdict != "ok"
-            if looked and request.record and not chain.problems and entry.id in entries:
+            if looked and request.record and not chain.problems and entry.id in entries and entry.id not in gone:
                 _record(store, verdict, request.run_id)
+        if request.newest:
+            break
+    _tell_of_pruned(gone, result)
     if request.record and request.turns > 1 and request.turn is None:
         path = os.path.join(store.path, "rotation.json")
         write_atomically(path, rotation.dump_turn(rotation.turn_after(result.turn, request.turns), request.turns))
     if request.record and not request.ids:
         store.refresh_index()
-    result.sites = sites(store, keep(store, ledger.fold(store.ledger.chain().events), published), time.time())
+    left = [entry for entry in published if entry.id not in gone]
+    result.sites = sites(store, keep(store, ledger.fold(store.ledger.chain().events), left), time.time())
     return result
 
 
@@ -161,6 +178,31 @@ def _record(store: ClusterStore, verdict: Verdict, run_id: str) -> None:
 
 def _absent(name: str) -> Entry:
     return Entry(name, "failed", None, (Problem("NOT_PUBLISHED", f"there is no backup {name!r}"),))
+
+
+def _now(store: ClusterStore, listed: Entry) -> Entry | None:
+    """What a backup is now that nobody can remove it; None if it was published when listed and was pruned since.
+
+    A manifest that is gone is no proof of that: prune leaves it under its other name, or has told the ledger.
+    """
+    now = store.entry(listed.id)
+    pruned = now.state == "removing" or (
+        now.state == "incomplete" and listed.id in ledger.fold(store.ledger.chain().events).pruned
+    )
+    if not pruned:
+        return now
+    return None if listed.manifest is not None else listed
+
+
+def _tell_of_pruned(gone: t.Collection[str], result: VerifyResult) -> None:
+    if not gone:
+        return
+    judged = {verdict.id for verdict in result.verdicts}
+    result.notes.extend(f"{name} was pruned before it could be read." for name in sorted(set(gone) - judged))
+    if not result.verdicts:
+        result.reasons.append(
+            Reason("NO_BACKUP", "all that was to be read was pruned meanwhile.", "Run backup_verify again.")
+        )
 
 
 def _verify_entry(
@@ -345,7 +387,8 @@ def _judge_completeness(
                 hard=False,
             )
         )
-    unknown = [entry.id for entry in published if entry.id not in folded.backups]
+    # The ledger was read after the store: what was pruned between is in neither.
+    unknown = [entry.id for entry in published if entry.id not in folded.backups and store.has_manifest(entry.id)]
     if unknown:
         result.reasons.append(
             Reason(

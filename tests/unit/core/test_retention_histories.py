@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import random
-from typing import Callable
+from typing import Callable, NamedTuple
 
 import pytest
 
@@ -102,6 +102,8 @@ class Store:
         assert not bound & going
         assert (made.verified, made.verified_after) == (len(good), len(good_left))
         # nothing goes by age while nothing new was verified, nor by any rule but space while nothing is verified
+        now = self.time + self.wrong
+        assert bool(made.frozen) == (not good or now - good[-1].earliest > self.policy.fresh_within)
         codes = {reason.code for item in made.decisions if item.remove for reason in item.reasons}
         assert not (made.frozen and codes & {"AGE", "FAILED"})
         assert not (not good and codes - {"SPACE"})
@@ -157,8 +159,25 @@ EVENTS: dict[str, Callable[[Store], object]] = {
     "others fill the disk for 30 days": fill,
     "others leave": lambda store: setattr(store, "foreign", 0),
 }
-#: Everything that differs for the rules, for the exhaustive walk.
-SHORT = ("ok", "unverified", "lands broken", "newest rots", "oldest rots", "pin oldest", "join", "outage of 400 days")
+#: Everything that differs for the rules, for the exhaustive walk, and how many of them in a row.
+SHORT = (
+    "ok",
+    "unverified",
+    "lands broken",
+    "newest rots",
+    "oldest rots",
+    "pin oldest",
+    "unpin oldest",
+    "join",
+    "leave",
+    "purge",
+    "purge for room",
+    "clock ahead",
+    "clock behind",
+    "outage of 400 days",
+    "others fill the disk for 30 days",
+)
+DEPTH = 5
 
 
 def policies(random_: random.Random) -> Policy:
@@ -186,27 +205,66 @@ def test_g6_random_histories_keep_k_verified_copies_and_never_lock_up(chunk: int
         store.purge(SIZE if seed % 2 else 0)
 
 
+class State(NamedTuple):
+    """Everything of a store that what comes later depends on."""
+
+    copies: tuple[Item, ...]
+    times: tuple[float, ...]
+    sequence: int
+    time: float
+    wrong: float
+    foreign: int
+    member: bool
+
+
+def state_of(store: Store) -> State:
+    times = tuple(store.times[item.id] for item in store.copies)
+    return State(tuple(store.copies), times, store.sequence, store.time, store.wrong, store.foreign, store.member)
+
+
+def put_back(store: Store, state: State) -> None:
+    store.copies = list(state.copies)
+    store.times = dict(zip((item.id for item in state.copies), state.times))
+    store.sequence, store.time, store.wrong = state.sequence, state.time, state.wrong
+    store.foreign, store.member = state.foreign, state.member
+
+
+@pytest.mark.parametrize("start", [0, 3])
 @pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize("max_copies", [None, 2])
-def test_g6_all_short_histories(keep: int, max_copies: int | None) -> None:
-    """Every history of up to five events, each followed by both purges."""
-    policy = Policy(keep=keep, max_copies=max_copies, max_age=5000.0, failed_grace=0.0)
-    walked = 0
+def test_g6_all_short_histories(keep: int, max_copies: int | None, start: int) -> None:
+    """Every history of up to five events (``SHORT``), of an empty store and of one with three verified copies; what is
+    purged is gone for the events that follow. After each of them both purges of a full disk are tried.
 
-    def walk(store: Store, depth: int) -> None:
-        nonlocal walked
-        walked += 1
+    Histories that lead to the same store go on as one.
+    """
+    store = Store(Policy(keep=keep, max_copies=max_copies, max_age=5000.0, failed_grace=0.0))
+    for _index in range(start):
+        store.land()
+    newest = [state_of(store)]
+    known = set(newest)
+    purged = set()
+    again = 0
+    for _event in range(DEPTH):
+        reached = []
+        for state in newest:
+            for name in SHORT:
+                put_back(store, state)
+                EVENTS[name](store)
+                after = state_of(store)
+                removed = len(after.copies) < len(state.copies)
+                again += removed and state in purged
+                if removed or state in purged:
+                    purged.add(after)
+                if after not in known:
+                    known.add(after)
+                    reached.append(after)
+        newest = reached
+    for state in known:
         for need in (0, SIZE):
-            copies, store.foreign = list(store.copies), store.capacity - SIZE * len(store.copies)
+            put_back(store, state)
+            store.foreign = store.capacity - SIZE * len(store.copies)
             store.purge(need)
-            store.copies, store.foreign = copies, 0
-        if depth == 0:
-            return
-        for name in SHORT:
-            state = (list(store.copies), store.sequence, store.time, store.member)
-            EVENTS[name](store)
-            walk(store, depth - 1)
-            store.copies, store.sequence, store.time, store.member = state
-
-    walk(Store(policy), 4)
-    assert walked == sum(len(SHORT) ** depth for depth in range(5))
+    # It is as large as it should be, and goes on after purges, up to others.
+    assert len(known) > 11_000
+    assert not start or (len(purged) > 3_000 and again > 100)

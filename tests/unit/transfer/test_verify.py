@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -14,17 +15,19 @@ import shutil
 import tarfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Iterator
 
 import pytest
 from many_backups import FINGERPRINT, Filler
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import cron, manifest, rotation
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import digest
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import read_reads
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore, LedgerFile
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._verify import (
     VerifyRequest,
     VerifyResult,
@@ -527,6 +530,168 @@ def test_reads_that_are_not_understood_never_happened(filler: Filler) -> None:
     assert info(str(filler.path.parent), "", "")["backups"][0]["last_full_read"]
     path.write_bytes(path.read_bytes()[:-9])
     assert info(str(filler.path.parent), "", "")["backups"][0]["last_full_read"] is None
+
+
+# -- while others change the store ------------------------------------------------------------------------------------
+
+
+def before_reading(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], object]) -> None:
+    """Something happens after verify listed the store and before it comes to this backup."""
+    real = ClusterStore.reading
+
+    @contextlib.contextmanager
+    def reading(self: ClusterStore, backup_id: str) -> Iterator[None]:
+        if backup_id == name:
+            monkeypatch.undo()
+            act()
+        with real(self, backup_id):
+            yield
+
+    monkeypatch.setattr(ClusterStore, "reading", reading)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing may catch it."""
+
+
+def pruned(filler: Filler, until: str = "") -> None:
+    """Prune all but the newest; it is killed when it comes to a step."""
+
+    def checkpoint(step: str) -> None:
+        if step == until:
+            raise Killed
+
+    with contextlib.suppress(Killed):
+        request = PruneRequest(Policy(keep=1, max_copies=1), need=0, run_id="prune-1", checkpoint=checkpoint)
+        prune(store_of(filler), request, False)
+
+
+def three(filler: Filler) -> list[str]:
+    made = [filler.publish(sealed=()) for _index in range(3)]
+    filler.close()
+    return made
+
+
+@pytest.mark.parametrize("until", ["unpublished", "data removed", "recorded", ""])
+def test_f15_what_is_pruned_while_others_are_read_is_no_failure(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch, until: str
+) -> None:
+    ids = three(filler)
+    before_reading(monkeypatch, ids[0], lambda: pruned(filler, until))
+    result = run(filler)
+    assert not (filler.backups / ids[0] / "manifest.json").exists(), "it was un-published when its turn came"
+    # Killed right after it had un-published the first, prune left the second where it was.
+    stayed = ids[1:] if until == "unpublished" else ids[2:]
+    assert [(one.id, one.verdict) for one in result.verdicts] == [(name, "ok") for name in stayed]
+    assert [subject for subject, _data in recorded(filler)] == stayed
+    assert result.notes == [f"{name} was pruned before it could be read." for name in ids if name not in stayed]
+    assert doubts(result) == [] and refuse_failed(result, [], False) == []
+    assert result.sites[0]["copies"] == len(stayed)
+
+
+def test_f15_the_last_remains_of_what_was_pruned_are_no_failure(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory is removed file by file, in any order: the manifest's other name may go first."""
+    ids = three(filler)
+
+    def half_removed() -> None:
+        pruned(filler, "recorded")
+        (filler.backups / ids[0] / "removed.json").unlink()
+
+    before_reading(monkeypatch, ids[0], half_removed)
+    result = run(filler)
+    assert [(one.id, one.verdict) for one in result.verdicts] == [(ids[2], "ok")] and doubts(result) == []
+
+
+def test_f15_what_was_named_and_is_pruned_meanwhile_is_missing(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = three(filler)
+    before_reading(monkeypatch, ids[1], lambda: pruned(filler))
+    result = run(filler, ids=ids[1:])
+    assert codes(result) == [["NOT_PUBLISHED"], []] and result.notes == []
+    assert [subject for subject, _data in recorded(filler)] == ids[2:]
+    with pytest.raises(DsmError) as caught:
+        refuse_failed(result, [], False)
+    assert caught.value.code == "NOT_PUBLISHED"
+
+
+@pytest.mark.parametrize("what", ["manifest.json", "data", "."])
+def test_f23_what_is_gone_and_was_not_pruned_is_failed(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    ids = three(filler)
+    taken = filler.path.parent / "taken"
+    before_reading(monkeypatch, ids[1], lambda: os.rename((filler.backups / ids[1] / what).resolve(), taken))
+    result = run(filler)
+    assert codes(result) == [[], ["UNREADABLE" if what == "data" else "NO_MANIFEST"], []] and result.notes == []
+    assert [data["verdict"] for _subject, data in recorded(filler)] == ["ok", "failed", "ok"]
+
+
+def test_f23_a_manifest_that_goes_bad_meanwhile_is_failed(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = three(filler)
+    before_reading(monkeypatch, ids[1], lambda: (filler.backups / ids[1] / "manifest.json").write_bytes(b""))
+    assert codes(run(filler)) == [[], ["EMPTY"], []]
+
+
+def test_f23_a_wreck_that_is_pruned_meanwhile_was_one(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = three(filler)
+    (filler.backups / ids[1] / "manifest.json").write_bytes(b"")
+    before_reading(monkeypatch, ids[1], lambda: store_of(filler).unpublish(ids[1]))
+    assert codes(run(filler)) == [[], ["EMPTY"], []]
+
+
+def test_f15_the_newest_is_the_newest_that_is_left(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = three(filler)
+    before_reading(monkeypatch, ids[2], lambda: store_of(filler).unpublish(ids[2]))
+    result = run(filler, newest=True)
+    assert [(one.id, one.verdict) for one in result.verdicts] == [(ids[1], "ok")]
+    assert result.notes == [f"{ids[2]} was pruned before it could be read."]
+
+
+def test_f23_nothing_left_to_read_is_no_success(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = filler.publish(sealed=())
+    filler.close()
+    before_reading(monkeypatch, name, lambda: store_of(filler).unpublish(name))
+    result = run(filler)
+    assert result.verdicts == [] and recorded(filler) == []
+    with pytest.raises(DsmError) as caught:
+        refuse_failed(result, ["NO_BACKUP"], False)
+    assert caught.value.code == "NO_BACKUP" and caught.value.message == "Verification failed: no backup was read."
+
+
+def test_f25_what_a_repair_brings_meanwhile_is_what_is_verified(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = three(filler)
+    good = store_of(filler).published(ids[1])
+    landed = filler.path / "repair" / ids[1]
+    shutil.copytree(filler.backups / ids[1] / "data", landed / "data")
+    forged = b"other bytes"
+    (filler.backups / ids[1] / "data" / "backup.bin").write_bytes(forged)
+    entry = manifest.FileEntry("backup.bin", len(forged), 1, hashlib.sha256(forged).hexdigest())
+    bad = filler.backups / ids[1] / "manifest.json"
+    resealed(bad, files=[entry.__dict__], digest=manifest.tree_digest([entry]))
+    before_reading(monkeypatch, ids[1], lambda: store_of(filler).exchange(ids[1], good))
+    result = run(filler)
+    assert codes(result) == [[], [], []] and result.verdicts[1].digest == good.digest
+    assert recorded(filler)[1][1]["digest"] == good.digest
+
+
+def test_f15_what_is_pruned_while_the_store_is_listed_is_not_unknown(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store was listed, then the ledger is read, and prune was quick between the two."""
+    ids = three(filler)
+    real = LedgerFile.chain
+
+    def chain(self: LedgerFile) -> Any:
+        monkeypatch.undo()
+        pruned(filler)
+        return real(self)
+
+    monkeypatch.setattr(LedgerFile, "chain", chain)
+    result = run(filler)
+    assert doubts(result) == [] and [one.id for one in result.verdicts] == ids[2:]
 
 
 # -- choosing ----------------------------------------------------------------------------------------------------------
