@@ -474,12 +474,11 @@ class _Run:
             )
             for job in (self.left if coming else self.left[-1:])
         ]
+        run_id, events = self.request.run_id, self.store.ledger.chain().events
         # A disk without any room takes no record either; then pruning has to make some first.
         with contextlib.suppress(DsmError):
-            if coming:
-                self.store.ledger.append_all(self.request.run_id, records)
-            else:
-                self._record(*records[0])
+            new = [record for record in records if ledger.repeated(events, run_id, *record) is None]
+            self.store.ledger.append_all(run_id, new)
 
     def _number(self, jobs: list[_Job]) -> None:
         """Ids: those of published and of unfinished transfers stay, new ones follow every number ever seen."""

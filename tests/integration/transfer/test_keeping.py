@@ -15,7 +15,9 @@ import pytest
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import ledger
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _ship
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import ConnectionLost
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import FINGERPRINT, Site, run_module
 
@@ -239,6 +241,29 @@ def test_f09_a_run_that_dies_when_the_newest_came_brings_nothing_older_behind_it
     assert names(site)[-1] == days[-1]
     monkeypatch.undo()
     assert not site.run().changed and names(site)[-1] == days[-1]
+
+
+def test_f13_what_has_no_room_is_recorded_once_however_often_the_link_breaks(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_for_a_month(site, monkeypatch)
+    store = ClusterStore.require(str(site.store))
+
+    def left() -> int:
+        return sum(event.kind == "no_room" for event in store.ledger.chain().events)
+
+    def broken(*_plan: object) -> None:
+        raise ConnectionLost("The link broke.")
+
+    counts = []
+    for run in range(4):
+        if run == 2:
+            make_room(site)
+            monkeypatch.setattr(_ship, "pull", broken)
+        with pytest.raises(DsmError):
+            site.run(run_id=f"run-{run}")
+        counts.append(left())
+    assert counts == [1, 1, 30, 30], "the newest that waits; then the 29 that are left for it"
 
 
 def test_f13_pruning_makes_room_for_a_backup_that_is_larger_than_the_one_before(

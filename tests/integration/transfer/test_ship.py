@@ -20,6 +20,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer impo
     _policy,
     _pull,
     _ranges,
+    _ssh,
 )
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._discover import Source
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import Session, SftpEndpoint
@@ -100,6 +101,21 @@ def test_several_sources_come_together_the_eldest_first_and_one_that_is_away_sto
     again = site.ship(sources=sources)
     assert again.error_code == "SSH_REFUSED" and len(site.published()) == 7, again.output
     assert not run_module("backup_verify", {"store": str(site.store), "run_id": "run-1"}).failed
+
+
+def test_the_host_of_the_first_source_is_called_ahead_and_no_other(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later source may have to wait for minutes until it is asked."""
+    called: list[int] = []
+    dial = _ssh.dial
+    monkeypatch.setattr(_ssh, "dial", lambda target: called.append(target.port) or dial(target))
+    (tmp_path / "box").mkdir()
+    host, box = site.sshd.login(path=f"{site.source}/*"), {"path": f"{tmp_path}/box/*"}
+    site.deliver()
+    assert site.run(sources=[box, host]).changed and called == []
+    site.run(sources=[host, box])
+    assert called == [site.sshd.port]
 
 
 def test_check_mode_predicts_exactly_and_writes_nothing(site: Site) -> None:

@@ -7,16 +7,19 @@ from __future__ import annotations
 import importlib
 import random
 import socket
+import struct
 import sys
 import threading
 from pathlib import Path
 from typing import cast
 
+import paramiko
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _ssh
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import (
+    Connection,
     Dialled,
     SshTarget,
     _Buffered,
@@ -92,6 +95,28 @@ def test_what_comes_while_logging_in_is_acknowledged_at_once_and_nothing_later()
     buffered.prompt = False
     assert buffered.recv(9) == b"data"
     assert noted.done == ["promptly", "received", "promptly", "received", "received"]
+
+
+class Session:
+    """A transport that gives one channel, over which an SFTP server speaks; nobody logs in."""
+
+    def __init__(self) -> None:
+        self.sock = _Buffered(cast(socket.socket, Noted()))
+        self.prompt_at_subsystem = False
+        version = struct.pack(">IBI", 5, 2, 3)
+        self.open_session = lambda window_size, timeout: self
+        self.settimeout = self.sendall = lambda _what: None
+        self.recv = lambda _count: version
+
+    def invoke_subsystem(self, name: str) -> None:
+        assert name == "sftp"
+        self.prompt_at_subsystem = self.sock.prompt
+
+
+def test_a_session_that_has_begun_ends_the_promptness() -> None:
+    session = Session()
+    Connection(SshTarget("192.0.2.1", "dsm"), cast("paramiko.Transport", session)).open_sftp()
+    assert session.prompt_at_subsystem and not session.sock.prompt
 
 
 # -- dialling ahead --------------------------------------------------------------------------------------------------
