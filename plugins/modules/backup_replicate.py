@@ -169,7 +169,7 @@ bytes:
   returned: success
   type: int
 resent:
-  description: Bytes among them that may have been transferred before.
+  description: As RV(kmsops.fortanix_dsm.backup_ship#module:resent).
   returned: success
   type: int
 seconds:

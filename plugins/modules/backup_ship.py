@@ -324,8 +324,9 @@ bytes:
   type: int
 resent:
   description:
-    - Bytes among them that may have been transferred before, by a run or a connection that died, and of ranges that
-      turned out to be damaged.
+    - Bytes among them that came for nothing or again, because a connection was lost, or was so slow that another one
+      helped, or because a range turned out to be damaged.
+    - Of a run or a worker that was killed, what it had begun is counted, which is at least what it had received.
   returned: success
   type: int
 seconds:

@@ -87,9 +87,10 @@ class TransferPlan:
 class TransferReport:
     """What a transfer did.
 
-    ``bytes`` were received, of which ``resent`` may have been received before (by a run or a worker that died, or by a
-    slower one); ``reused`` were on the disk already and right. ``workers`` connections at most at the same time,
-    ``peak_rss`` bytes of memory of all processes together (pages that they share counted once).
+    ``bytes`` were received, of which ``resent`` came for nothing or again: over connections that were lost, by a slower
+    worker, and (at most so many) what a run or a worker that died had begun. ``reused`` were on the disk already and
+    right. ``workers`` connections at most at the same time, ``peak_rss`` bytes of memory of all processes together
+    (pages that they share counted once).
     """
 
     bytes: int = 0
@@ -253,6 +254,7 @@ class _Transfer:
         self.memory: dict[int, int] = {}
         #: when each range was lent first that is not back yet
         self.begun: dict[int, float] = {}
+        #: bytes that workers received
         self.received = 0
         self.doubled = 0
         #: when the first connection was up
@@ -280,6 +282,9 @@ class _Transfer:
                     member.end()
             raise
         self._rest()
+        again = max(0, self.received - self.report.bytes)
+        self.report.bytes += again
+        self.report.resent += again
         self.report.sha256 = self.whole.sha256
         self.report.seconds = time.monotonic() - started
         self.report.peak_rss = max(self.report.peak_rss, self._memory())
@@ -391,8 +396,6 @@ class _Transfer:
             if item is not None:
                 given.append(item)
                 self.doubled += 1
-                self.report.bytes += item.length
-                self.report.resent += item.length
         if given:
             if not held:
                 line.spoke = time.monotonic()
@@ -449,6 +452,9 @@ class _Transfer:
     # -- hearing ----------------------------------------------------------------------------------------------------
     def _hear(self, member: Member, message: t.Any) -> None:
         line = self.lines.get(member.number)
+        if isinstance(message, Alive):
+            # Of those that were let go as well: what they received came for nothing.
+            self.received += message.received
         if message is None:
             self._died(member)
         elif isinstance(message, Resting):
@@ -495,11 +501,9 @@ class _Transfer:
 
     def _alive(self, member: Member, line: _Line, message: Alive) -> None:
         now = time.monotonic()
-        if message.received:
-            if not self.transfer.push:
-                # What was received stays; what was sent counts when the whole range was confirmed.
-                self.failures.progress(member.number)
-            self.received += message.received
+        if message.received and not self.transfer.push:
+            # What was received stays; what was sent counts when the whole range was confirmed.
+            self.failures.progress(member.number)
         if line.measured and self.plan.held_by(member.number):
             rate = message.received / max(0.01, now - line.measured)
             line.rate = rate if not line.rate else 0.8 * line.rate + 0.2 * rate
@@ -532,7 +536,7 @@ class _Transfer:
 
     def _retire(self, member: Member) -> None:
         """Do without this worker for the rest of the transfer."""
-        self.report.resent += sum(item.length for item in self.plan.give_back(member.number) if not item.sha256)
+        self.plan.give_back(member.number)
         self._let_go(member)
         self.growth.lost(len(self.lines))
 
@@ -547,6 +551,7 @@ class _Transfer:
         self.memory.pop(member.number, None)
         if member.number not in self.lines:
             return
+        # It cannot be asked any more what it had received.
         self.report.resent += sum(item.length for item in self.plan.give_back(member.number) if not item.sha256)
         del self.lines[member.number]
         self.report.notes.append(f"A worker (process {member.pid}) died: {how}.")
@@ -574,10 +579,7 @@ class _Transfer:
         deadline = time.monotonic() + _REST_SECONDS
         while self.resting and time.monotonic() < deadline:
             for member, message in self.pool.hear(0.1):
-                if isinstance(message, Resting):
-                    self._rests(member, message)
-                elif message is None:
-                    self._died(member)
+                self._hear(member, message)
         for member in [member for member in self.pool.alive if member.number in self.resting]:
             member.end()
 

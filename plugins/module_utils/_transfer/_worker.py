@@ -309,6 +309,7 @@ class Worker:
 
     def _rest(self) -> None:
         """Let go of everything but the connection; of that too when answers to this job are still under way."""
+        self._tell(now=True)
         if self._landings:
             self._drop()
         for landing, _item in self._landings.values():

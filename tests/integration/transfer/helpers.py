@@ -35,6 +35,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._shi
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 from ansible_collections.kmsops.fortanix_dsm.plugins.modules import (
     backup_info,
+    backup_prune,
     backup_replicate,
     backup_ship,
     backup_verify,
@@ -43,6 +44,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.modules import (
 
 MODULES = {
     "backup_info": backup_info,
+    "backup_prune": backup_prune,
     "backup_replicate": backup_replicate,
     "backup_ship": backup_ship,
     "backup_verify": backup_verify,

@@ -9,6 +9,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any, Callable
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import GCM, connect
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import (
     CANARY,
     FINGERPRINT,
@@ -34,6 +36,7 @@ from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers 
     growing,
     keygen,
     run_module,
+    ssh_target,
     tree,
 )
 
@@ -626,6 +629,24 @@ def test_servers_with_other_ciphers_and_with_rekeying(site: Site, own_server: Ca
     site.sshd = own_server(option)
     result = site.ship()
     assert result.changed and result.bytes == path.stat().st_size, result.output
+
+
+@pytest.mark.parametrize(
+    ("allowed", "chosen"),
+    [
+        ("chacha20-poly1305@openssh.com,aes256-ctr,aes128-ctr,aes256-gcm@openssh.com,aes128-gcm@openssh.com", GCM[0]),
+        ("aes256-ctr,aes256-gcm@openssh.com", GCM[1]),
+        ("aes256-ctr", "aes256-ctr"),
+    ],
+)
+def test_aes_gcm_is_preferred_whatever_the_server_lists_first(
+    own_server: Callable[..., Sshd], allowed: str, chosen: str
+) -> None:
+    sshd = own_server(f"Ciphers {allowed}", "LogLevel DEBUG1")
+    with contextlib.closing(connect(ssh_target(sshd.login()))) as connection:
+        connection.open_sftp().realpath(".")
+    told = (sshd.directory / "log").read_text()
+    assert re.findall(r"kex: (?:client->server|server->client) cipher: (\S+)", told) == [chosen, chosen], told
 
 
 def test_identify_argv_tells_foreign_backups(site: Site) -> None:

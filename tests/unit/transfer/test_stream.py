@@ -54,7 +54,7 @@ class Server:
         self.answers: list[bytes] = []
         self.handles: dict[bytes, str] = {}
         self.mtime = MTIME
-        self.asked = self.most_asked = 0
+        self.asked = self.most_asked = self.sent = 0
         self.opened = 0
 
     def settimeout(self, timeout: float | None) -> None:
@@ -99,6 +99,7 @@ class Server:
         if self.random and self.random.random() < 0.3:
             self.asked -= length - (cut := self.random.randint(1, len(piece)))
             piece = piece[:cut]
+        self.sent += len(piece)
         return packet(103, number + text(piece))
 
     def recv(self, nbytes: int) -> bytes:
@@ -108,7 +109,7 @@ class Server:
             self.outgoing = self.answers.pop(self.random.randrange(len(self.answers)) if self.random else 0)
             if self.outgoing[4] == 103:
                 self.asked -= len(self.outgoing) - 13
-        count = min(nbytes, self.random.randint(1, 9_000) if self.random else nbytes)
+        count = min(len(self.outgoing), self.random.randint(1, 9_000) if self.random else nbytes)
         self.left -= count
         if self.left < 0:
             return b""
@@ -182,6 +183,19 @@ def test_every_range_arrives_over_any_number_of_connections(
 
 def one(tmp_path: Path, content: bytes) -> list[Landing]:
     return [Landing(1, 0, 0, len(content), target(tmp_path, "f", len(content)))]
+
+
+def test_what_a_lost_connection_delivered_is_not_asked_for_again(tmp_path: Path) -> None:
+    content = random.Random(3).randbytes(500_000)
+    (landing,) = one(tmp_path, content)
+    with pytest.raises(EOFError):
+        run(Server({"/f": content}, hang_up_after=300_000), [landing], {"/f": content})
+    here = landing.at
+    assert 200_000 < here < 300_000
+    server = Server({"/f": content})
+    assert run(server, [landing], {"/f": content}) == [landing]
+    assert server.sent == len(content) - here
+    landing.close()
 
 
 @pytest.mark.parametrize("actual", [b"", b"x" * 999, b"x" * 1001])
