@@ -13,8 +13,8 @@ author:
   - The kmsops.fortanix_dsm contributors (@kmsops)
 description:
   - Remembers beside a backup who wants it kept and why. M(kmsops.fortanix_dsm.backup_prune) never removes a pinned one.
-  - A golden backup of a node that is set aside counts as pinned by itself. A person can release it; the newest that the
-    node can open stays nevertheless.
+  - A golden backup of a node that is set aside counts as pinned by itself, also one that failed and is not
+    repaired. A person can release it; the newest that the node can open stays nevertheless.
 options:
   id:
     description: The backup.

@@ -16,7 +16,7 @@ description:
     and every reason.
   - Never removed are the O(keep) newest verified copies, the O(keep) newest copies that nobody verified yet, what is
     pinned (M(kmsops.fortanix_dsm.backup_pin)) or being read, the newest copy that each set-aside node can open, and
-    every golden copy of a node that is set aside, unless a person released it.
+    every golden copy of a node that is set aside, also one that failed, unless a person released it.
   - Only verified copies count. The number in the store decides what is newer. Age counts from when a backup was
     superseded to the publication of the newest verified copy. So nothing grows older while no new copy is verified, and
     a clock that jumps removes nothing.
@@ -38,7 +38,11 @@ options:
     description: What is older than this goes, in seconds. Absent means that age does not matter.
     type: float
   keep_within:
-    description: O(max_copies) does not touch what is younger than this, in seconds.
+    description:
+      - O(max_copies) does not touch what is younger than this, in seconds. So whoever can only deliver many backups in
+        production's name pushes out nothing that is younger.
+      - It is no promise on a full disk. What goes to make room for the next backup goes whatever its age, the oldest
+        first. What must survive that is pinned, golden, or in a second store.
     type: float
     default: 0
   failed_grace:

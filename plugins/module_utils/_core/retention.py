@@ -45,7 +45,8 @@ class Item(NamedTuple):
 class Policy(NamedTuple):
     """``keep`` verified copies are never gone below; the other rules may be absent. Times in s, sizes in bytes.
 
-    ``max_copies``: what has so many newer verified copies goes. ``keep_within``: but not what is younger than this.
+    ``max_copies``: what has so many newer verified copies goes. ``keep_within``: but not what is younger than this,
+    unless room is missing for the next backup.
     ``max_age``: what is older goes. ``failed_grace``: how long a failed copy waits to be repaired. ``fresh_within``:
     how long the newest verified copy lets expiry by age go on. ``need``: what must be free for the next backup.
     """
@@ -149,7 +150,8 @@ def _guards(
     """What never goes whatever the rules say, and how many verified copies are newer than each item.
 
     Of the newest ``keep`` verified, not failed, and any copies all stay: a copy that nobody verified yet may be the
-    best one, and a verifier that is wrong about everything must not empty the store.
+    best one, and a verifier that is wrong about everything must not empty the store. That a golden copy failed is for a
+    person to judge, who may have it repaired or release it.
     """
     guards: dict[str, list[Problem]] = {}
     newer: dict[str, int] = {}
@@ -166,7 +168,7 @@ def _guards(
         verified += item.verdict == "ok"
         sound += item.verdict != "failed"
         guards[item.id] = found
-        if item.verdict != "failed" and not item.released:
+        if not item.released:
             found.extend(
                 Problem("GOLDEN", f"{kind} for {node}, which is set aside")
                 for node, kind in item.opens

@@ -263,10 +263,11 @@ def test_golden_counts_as_pinned(kind: str) -> None:
     items = copies("ok", "unverified", "failed", "ok", "ok", opens=(("dr1", kind),))
     items[4] = items[4]._replace(opens=())
     made = decide(items, STRICT)
-    assert set(went(made)) == {"b3"}
+    assert went(made) == {}
     assert stayed(made) == {
         "b1": ["GOLDEN"],
         "b2": ["GOLDEN"],
+        "b3": ["GOLDEN"],
         "b4": ["GOLDEN", "LAST_PAIR"],
         "b5": ["FLOOR"],
     }
@@ -280,6 +281,14 @@ def test_golden_for_a_member_needs_only_the_newest() -> None:
     made = decide(items, STRICT, members=frozenset(("dr1",)))
     assert set(went(made)) == {"b1", "b2"}
     assert stayed(made)["b3"] == ["LAST_PAIR"]
+
+
+@pytest.mark.parametrize("verdict", ["ok", "failed"])
+def test_a_golden_copy_that_was_released_goes_like_any_other(verdict: str) -> None:
+    items = copies(verdict, "ok", "ok", opens=(("dr1", "golden"),))
+    assert went(decide(items, STRICT)) == {}
+    items[0] = items[0]._replace(released=True)
+    assert set(went(decide(items, STRICT))) == {"b1"}
 
 
 def test_a_released_golden_copy_may_go_unless_it_is_the_last() -> None:
@@ -308,7 +317,7 @@ def test_f54_the_last_pair_of_every_node_stays() -> None:
     assert set(went(made)) == {"b1", "b5", "b6"}
     assert stayed(made) == {
         "b2": ["LAST_PAIR", "LAST_PAIR"],
-        "b3": ["LAST_PAIR"],
+        "b3": ["GOLDEN", "LAST_PAIR"],
         "b4": ["LAST_PAIR"],
         "b7": ["FLOOR"],
     }

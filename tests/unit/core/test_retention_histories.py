@@ -84,7 +84,7 @@ class Store:
                     bound.add(item.id)
                 newest[chosen] += 1
             sure = item.opens[0][1] != "presumed"
-            if item.holds or (sure and rank < 2 and not item.released and not self.member):
+            if item.holds or (sure and not item.released and not self.member):
                 bound.add(item.id)
             pairs[sure] = min(pairs.get(sure, (9, 0, "")), (rank, -item.sequence, item.id))
         return bound | {found for _rank, _sequence, found in pairs.values()}

@@ -573,6 +573,25 @@ def test_f26_a_flood_of_deliveries_pushes_out_no_golden_pair_and_nothing_within_
     assert done.removed == [] and set(os.listdir(filler.backups)) > {pair, *mine}
 
 
+def test_f26_a_flood_that_fills_the_disk_pushes_out_surplus_and_nothing_that_must_stay(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 3 lets surplus go for the next backup whatever its age, or a full store would never recover."""
+    (pair,) = fill(filler, "ok", sealed=(golden(),))
+    mine, held = fill(filler, "ok", "ok")
+    say(store_of(filler), held, "pinned", Saying("j.doe", utc_text(0), "the audit"), True)
+    window = Policy(keep=2, max_copies=50, max_age=86400.0, keep_within=86400.0)
+    size, capacity = 10, 100
+    monkeypatch.setattr(ClusterStore, "free", lambda _self: (capacity - size * len(here(filler)), capacity))
+    now, delivered, gone = time.time(), 0, []
+    for number in range(20):
+        if len(here(filler)) < capacity // size:
+            fill(filler, "ok", when=now - 60 + number)
+            delivered += 1
+        gone += run(filler, window, need=None, headroom=0.0).removed
+    assert delivered == 20 and mine in gone and not {pair, held} & set(gone)
+
+
 def test_f28_one_item_that_cannot_be_removed_stops_nothing_else(
     filler: Filler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
