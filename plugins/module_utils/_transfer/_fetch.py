@@ -4,18 +4,29 @@
 
 # This module util is PRIVATE to the collection. It can change at any time.
 
-"""The engine without a store around it: everything that matches a source goes into a directory."""
+"""The engine without a store around it: one backup goes into a directory, at a terminal and without Ansible.
+
+It is run with ``python3 -m``; ``--help`` says how.
+"""
 
 from __future__ import annotations
 
+import argparse
+import getpass
 import os
+import re
 import sys
+import typing as t
 
-from .._errors import Refused
+from .._errors import DsmError, Refused
 from ._discover import Source, discover
+from ._endpoint import Endpoint, LocalEndpoint, SftpEndpoint
 from ._pool import Pool
 from ._progress import for_stream
 from ._pull import Progress, TransferPlan, TransferReport, pull
+from ._ssh import SshTarget
+
+_REMOTE = re.compile(r"^(?:(?P<user>[^@/:]+)@)?(?P<host>\[[^\]/]+\]|[^:/\[\]]+):(?P<path>.+)\Z", re.DOTALL)
 
 
 def fetch(
@@ -31,15 +42,16 @@ def fetch(
     Without ``progress`` it is shown on stderr, as a bar where that is a terminal.
 
     Nothing in this process may have started threads yet. Raises what :func:`pull` raises, and :class:`Refused` when
-    not exactly one backup matches or it is not acceptable (empty, a device, ...).
+    not exactly one backup matches or it is not acceptable (nothing but empty files, a device, ...).
     """
     with Pool(workers, bool(source.endpoint.host), source.endpoint) as pool:
         session = pool.session(source.endpoint)
         units = discover(session, source)
         if len(units) != 1:
             raise Refused(f"{len(units)} backups match {source.label}.", "BAD_SOURCE", "Name exactly one.")
-        if units[0].reasons:
-            raise Refused(f"{units[0].name} cannot be taken.", units[0].reasons[0].code, reasons=units[0].reasons)
+        hard = [reason for reason in units[0].reasons if reason.hard]
+        if hard:
+            raise Refused(f"{units[0].name} cannot be taken.", hard[0].code, reasons=hard)
         data = os.path.join(directory, "data")
         os.makedirs(data, mode=0o700, exist_ok=True)
         plan = TransferPlan(
@@ -52,3 +64,54 @@ def fetch(
             round_trip=session.round_trip,
         )
         return pull(plan, progress or for_stream(os.path.basename(units[0].name), sys.stderr), pool)
+
+
+def main(arguments: t.Sequence[str] | None = None) -> int:
+    """What the command line does: progress goes to stderr, hashes as ``sha256sum -c`` reads them to stdout."""
+    parser = argparse.ArgumentParser(
+        prog="fetch",
+        description="Fetch one backup over several SFTP connections. Run again after an interruption, it goes on.",
+    )
+    parser.add_argument("source", help="directory, file or glob that one backup matches: [user@]host:/path or /path")
+    parser.add_argument("directory", help="where it goes: its files into DIRECTORY/data")
+    parser.add_argument("--port", type=int, default=22)
+    parser.add_argument("--key", default="", metavar="FILE", help="private key (default: the keys of the agent)")
+    parser.add_argument("--known-hosts", default=os.path.expanduser("~/.ssh/known_hosts"), metavar="FILE")
+    parser.add_argument("--layout", choices=("single", "per_node", "together"), default="single")
+    parser.add_argument("--workers", type=int, choices=range(1, 9), default=8, metavar="1-8", help="connections")
+    parser.add_argument("--rate-limit", type=float, default=0.0, metavar="N", help="bytes a second, of all together")
+    options = parser.parse_args(arguments)
+    if not 0 <= options.rate_limit < float("inf"):
+        parser.error(f"--rate-limit {options.rate_limit:g}: give bytes a second, or leave it out")
+    remote = _REMOTE.match(options.source)
+    endpoint: Endpoint = LocalEndpoint()
+    if remote:
+        endpoint = SftpEndpoint(
+            SshTarget(
+                remote["host"].strip("[]"),
+                remote["user"] or getpass.getuser(),
+                options.port,
+                options.key,
+                known_hosts=options.known_hosts,
+            )
+        )
+    try:
+        source = Source(endpoint, remote["path"] if remote else options.source, options.layout)
+        report = fetch(source, options.directory, workers=options.workers, rate_limit=options.rate_limit)
+    except DsmError as error:
+        told = error.as_result()
+        print(f"fetch: {told['msg']}\nWhat to do: {told['remedy']}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"fetch: {error.filename or options.directory}: {error.strerror or error}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nfetch: stopped. Run the same again: what has landed is checked and used.", file=sys.stderr)
+        return 130
+    for path, sha256 in sorted(report.sha256.items()):
+        print(f"{sha256}  {os.path.join(options.directory, 'data', path)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

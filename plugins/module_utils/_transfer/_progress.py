@@ -60,8 +60,12 @@ def describe(done: int, total: int, workers: int, rate: float) -> str:
     part = f"{size(done)} of {size(total)} ({100 * done // max(1, total)} %)"
     if done >= total:
         return part
-    ahead = f", about {left((total - done) / rate)} left" if rate else ""
-    return f"{part}, {size(rate)}/s over {workers} connection{'' if workers == 1 else 's'}{ahead}"
+    # What is not known yet is not said.
+    pace = [f"{size(rate)}/s"] if rate else []
+    if workers:
+        pace.append(f"over {workers} connection{'' if workers == 1 else 's'}")
+    ahead = [f"about {left((total - done) / rate)} left"] if rate else []
+    return ", ".join([part, *filter(None, [" ".join(pace)]), *ahead])
 
 
 class Lines:

@@ -4,11 +4,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import pty
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Callable
@@ -17,6 +21,7 @@ import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import (
+    _fetch,
     _policy,
     _pull,
     _ranges,
@@ -28,6 +33,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._fet
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Member, Pool
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import Sftp
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import (
+    PATIENCE,
     Site,
     Sshd,
     run_module,
@@ -221,6 +227,60 @@ def test_the_engine_without_a_store_shows_how_far_it_is(site: Site, capfd: pytes
     assert shown.out == "" and "(100 %)" in shown.err and archive.name in shown.err
     again = fetch(Source(SftpEndpoint(ssh_target(login)), str(archive)), str(directory), workers=2)
     assert again.bytes == 0 and again.reused == archive.stat().st_size and again.sha256 == report.sha256
+
+
+class Terminal:
+    """The command line of the engine, with a terminal for what it says to a person."""
+
+    def __init__(self, collections: Path, *words: str) -> None:
+        self.screen, theirs = pty.openpty()
+        argv = [sys.executable, "-m", _fetch.__name__, *words]
+        environment = {**os.environ, "PYTHONPATH": str(collections), "SSH_AUTH_SOCK": ""}
+        self.process = subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=theirs, env=environment, text=True, start_new_session=True
+        )
+        os.close(theirs)
+        self.shown = ""
+
+    def look(self) -> bool:
+        """Take what was drawn since; False once nobody draws any more."""
+        with contextlib.suppress(OSError):
+            piece = os.read(self.screen, 65536).decode()
+            self.shown += piece
+            return bool(piece)
+        return False
+
+    def end(self) -> tuple[int, str]:
+        """Exit code, and what went to stdout."""
+        while self.look():
+            pass
+        os.close(self.screen)
+        told, _nothing = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, told
+
+
+def test_at_a_terminal_there_is_a_bar_and_what_was_interrupted_goes_on(site: Site, tmp_path: Path) -> None:
+    archive = site.deliver(size=3_000_000)
+    place = f"127.0.0.1:{archive}"
+    login = ["--port", str(site.sshd.port), "--key", str(site.sshd.client_key)]
+    known = ["--known-hosts", str(site.sshd.known_hosts)]
+    collections = tmp_path / "collections"
+    (collections / "ansible_collections" / "kmsops").mkdir(parents=True)
+    here = Path(_fetch.__file__).parents[3]
+    (collections / "ansible_collections" / "kmsops" / "fortanix_dsm").symlink_to(here)
+    stranger = Terminal(collections, place, str(tmp_path), *login, "--known-hosts", os.devnull)
+    assert stranger.end() == (1, "") and "is unknown" in stranger.shown and "What to do: " in stranger.shown
+    interrupted = Terminal(collections, place, str(tmp_path), *login, *known, "--rate-limit", "1e6")
+    while f"{archive.name} [" not in interrupted.shown:
+        assert interrupted.look(), interrupted.shown
+    os.killpg(interrupted.process.pid, signal.SIGINT)
+    assert interrupted.end() == (130, "") and "stopped. Run the same again" in interrupted.shown
+    fetched = Terminal(collections, place, str(tmp_path), *login, *known)
+    code, told = fetched.end()
+    assert code == 0 and f"\r{archive.name} [{'#' * 24}]" in fetched.shown and "Traceback" not in fetched.shown
+    checked = subprocess.run(["sha256sum", "-c"], input=told, capture_output=True, text=True, check=True)
+    assert checked.stdout == f"{tmp_path / 'data' / archive.name}: OK\n"
+    assert (tmp_path / "data" / archive.name).read_bytes() == archive.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ def test_a_line_says_everything_that_is_known_and_nothing_else() -> None:
     assert describe(GIBI // 4, GIBI, 2, 64 << 20) == (
         "256.0 MiB of 1.0 GiB (25 %), 64.0 MiB/s over 2 connections, about 12 s left"
     )
-    assert describe(0, GIBI, 1, 0.0) == "0 B of 1.0 GiB (0 %), 0 B/s over 1 connection"
+    assert describe(0, GIBI, 1, 0.0) == "0 B of 1.0 GiB (0 %), over 1 connection"
+    assert describe(GIBI // 2, GIBI, 0, 0.0) == "512.0 MiB of 1.0 GiB (50 %)"
     assert describe(GIBI, GIBI, 2, 1.0) == "1.0 GiB of 1.0 GiB (100 %)"
     assert describe(0, 0, 0, 0.0) == "0 B of 0 B (0 %)"
 
