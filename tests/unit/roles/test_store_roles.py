@@ -41,6 +41,15 @@ def test_what_is_new_is_hashed_at_the_path_that_it_has_there(decide_all):
     assert [answer["__backup_ship_expected_files"] for answer in answers] == [wanted, wanted, {}]
 
 
+def test_what_came_is_verified_also_where_the_module_refused_something(decide_all):
+    came = {"id": "2", "already": False, "published": True}
+    backups = [{"id": "1", "already": True, "published": True}, came, {"id": "3", "already": False, "published": False}]
+    good, refused = {"backups": backups}, {"msg": "two had no room", "details": {"backups": backups}}
+    inputs = [{"__backup_ship_result": result} for result in (good, refused, {"msg": "broken"}, {"skipped": True})]
+    answers = decide_all("backup_ship", inputs, "__backup_ship_came")
+    assert [answer["__backup_ship_came"] for answer in answers] == [["2"], ["2"], [], []]
+
+
 def test_hashes_reach_the_source_that_they_are_of_and_no_other(decide):
     asked = {"address": "192.0.2.50", "name": "landing"}
     inputs = {
