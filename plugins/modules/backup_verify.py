@@ -58,6 +58,8 @@ options:
     description:
       - Read only one slice of all files, C(n/t), for example V(3/7). Any t runs with all values of n read everything.
       - V(auto/t) takes the next slice by itself. Presence and size of all files are looked at in every run.
+      - A backup of several files is verified when all its slices were found right, and nothing of it failed in between.
+        Until then it is what it was before.
     type: str
   report_only:
     description: Return the verdicts without failing.

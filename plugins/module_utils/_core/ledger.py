@@ -248,6 +248,7 @@ def fold(events: Iterable[Event]) -> Folded:
     pruned: dict[str, dict[str, Any]] = {}
     generations: list[dict[str, Any]] = []
     proved: list[dict[str, Any]] = []
+    told = _Verdicts()
     for event in events:
         data = dict(event.data)
         stamped = dict(data, sequence=event.sequence, recorded_at=event.time, run_id=event.run_id)
@@ -285,10 +286,11 @@ def fold(events: Iterable[Event]) -> Folded:
             trials.setdefault(event.subject, {}).update(stamped, open=False)
         elif event.kind == "shipped":
             backups[event.subject] = dict(stamped, verdict="unverified")
+            told.forget(event.subject)
             # A second store may bring home again what it removed because it was bad.
             pruned.pop(event.subject, None)
         elif event.kind == "verified" and event.subject in backups:
-            backups[event.subject].update(_verdict(data, event.time))
+            backups[event.subject].update(told.change(event))
         elif event.kind == "pruned":
             pruned[event.subject] = stamped
             backups.pop(event.subject, None)
@@ -313,18 +315,45 @@ def fold(events: Iterable[Event]) -> Folded:
 def verdicts(events: Iterable[Event]) -> dict[str, str]:
     """The last verdict on each backup, ``ok`` or ``failed``; those that nobody verified are not in it."""
     found: dict[str, str] = {}
+    told = _Verdicts()
     for event in events:
-        if event.kind == "verified":
-            found[event.subject] = _verdict(event.data, "").get("verdict", found.get(event.subject, ""))
+        if event.kind == "shipped":
+            told.forget(event.subject)
+        elif event.kind == "verified":
+            found[event.subject] = told.change(event).get("verdict", found.get(event.subject, ""))
     return {subject: verdict for subject, verdict in found.items() if verdict}
 
 
-def _verdict(data: Mapping[str, Any], time: str) -> dict[str, Any]:
-    """What a verification changes. One that read only a part proves nothing about the rest, unless it failed."""
-    verdict = data.get("verdict", "failed")
-    if data.get("partial") and verdict == "ok":
-        return {"checked_at": time}
-    return {"verdict": verdict, "verified_at": time}
+class _Verdicts:
+    """What verifications change. One that read a slice proves nothing about the rest, unless it failed; when all slices
+    of the same bytes were found right one after the other, and nothing failed in between, that is the whole."""
+
+    def __init__(self) -> None:
+        #: subject -> what its slices are slices of, and those that were found right
+        self._right: dict[str, tuple[object, set[int]]] = {}
+
+    def forget(self, subject: str) -> None:
+        """Nothing that was found before counts any more."""
+        self._right.pop(subject, None)
+
+    def change(self, event: Event) -> dict[str, Any]:
+        """What an event ``verified`` changes of what is known of its subject."""
+        data = event.data
+        verdict = data.get("verdict", "failed")
+        if verdict == "ok" and data.get("partial") and not self._whole(event.subject, data):
+            return {"checked_at": event.time}
+        self.forget(event.subject)
+        return {"verdict": verdict, "verified_at": event.time}
+
+    def _whole(self, subject: str, data: Mapping[str, Any]) -> bool:
+        slices = data.get("slices")
+        if not isinstance(slices, list) or data.get("slice") not in slices:
+            return False
+        of = (data.get("digest"), data.get("turns"), slices)
+        known, right = self._right.get(subject, (None, set()))
+        right = {*(right if known == of else ()), data["slice"]}
+        self._right[subject] = (of, right)
+        return right == set(slices)
 
 
 def passed_over(events: Iterable[Event], here: Container[str]) -> set[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
 from .strict import Checker, Invalid, Problem, load
 
@@ -37,6 +37,11 @@ def parse_slice(text: str) -> tuple[int | None, int]:
 def slice_of(backup_id: str, path: str, turns: int) -> int:
     """The turn (1 to ``turns``) in which a file is read."""
     return int(hashlib.sha256(f"{backup_id}/{path}".encode()).hexdigest()[:12], 16) % turns + 1
+
+
+def slices_of(backup_id: str, paths: Iterable[str], turns: int) -> list[int]:
+    """The turns in which any of these files is read, in order."""
+    return sorted({slice_of(backup_id, path, turns) for path in paths})
 
 
 def turn_after(turn: int, turns: int) -> int:

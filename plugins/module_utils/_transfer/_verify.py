@@ -46,7 +46,8 @@ _REMEDIES = {
 class Verdict:
     """``ok`` or ``failed`` for one backup, with every reason, the bytes that were read and the time (s) it took.
 
-    ``partial``: only some of its files were read, so ``ok`` proves nothing about the others.
+    ``partial``: only some of its files were read, so ``ok`` proves nothing about the others. ``slices``: the turns in
+    which its files are read.
     """
 
     id: str
@@ -60,10 +61,12 @@ class Verdict:
     published_at: str | None = None
     partial: bool = False
     files: int = 0
+    slices: t.Sequence[int] = ()
 
     def as_dict(self) -> dict[str, t.Any]:
         """For a module's result."""
         value = dict(self.__dict__)
+        del value["slices"]
         value["reasons"] = [{"code": item.code, "message": item.message} for item in self.reasons]
         return value
 
@@ -142,7 +145,7 @@ def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
             result.verdicts.append(verdict)
             looked = verdict.files or verdict.verdict != "ok"
             if looked and request.record and not chain.problems and entry.id in entries and entry.id not in gone:
-                _record(store, verdict, request.run_id)
+                _record(store, verdict, result.turn, request.turns, request.run_id)
         if request.newest:
             break
     _tell_of_pruned(gone, result)
@@ -164,7 +167,7 @@ def _turn(store: ClusterStore, request: VerifyRequest) -> int:
     return 1
 
 
-def _record(store: ClusterStore, verdict: Verdict, run_id: str) -> None:
+def _record(store: ClusterStore, verdict: Verdict, turn: int, turns: int, run_id: str) -> None:
     data = {
         "verdict": verdict.verdict,
         "digest": verdict.digest,
@@ -172,7 +175,7 @@ def _record(store: ClusterStore, verdict: Verdict, run_id: str) -> None:
         "codes": sorted({item.code for item in verdict.reasons}),
     }
     if verdict.partial:
-        data["partial"] = True
+        data.update(partial=True, slice=turn, turns=turns, slices=list(verdict.slices))
     store.ledger.append(run_id=run_id, kind="verified", subject=verdict.id, data=data)
 
 
@@ -222,6 +225,7 @@ def _verify_entry(
     data = store.data_path(entry.id)
     chosen = [item for item in manifest.files if rotation.slice_of(entry.id, item.path, request.turns) == turn]
     verdict.partial = len(chosen) < len(manifest.files)
+    verdict.slices = rotation.slices_of(entry.id, (item.path for item in manifest.files), request.turns)
     try:
         _presence(data, manifest, verdict)
         right = [item.path for item in chosen if _content(data, item, verdict)]

@@ -251,6 +251,41 @@ def test_verdicts() -> None:
     assert ledger.verdicts(said) == {"a": "ok", "b": "failed", "d": "failed"}
 
 
+SLICED = {"verdict": "ok", "partial": True, "digest": "d", "turns": 3, "slices": [1, 3]}
+
+
+@pytest.mark.parametrize(
+    ("said", "whole"),
+    [
+        ([{"slice": 1}, {"slice": 3}], True),
+        ([{"slice": 3}, {"slice": 3}, {"slice": 1}], True),
+        ([{"slice": 1}, {"slice": 1}], False),
+        ([{"slice": 1}, {"slice": 2}], False),
+        ([{"slice": 1}, {"slice": 3, "digest": "other"}], False),
+        ([{"slice": 1}, {"slice": 3, "turns": 4}], False),
+        ([{"slice": 1}, {"slice": 3, "slices": [3]}], True),
+        ([{"slice": 1}, {"slice": 3, "slices": [3, 4]}], False),
+        ([{"slice": 1}, {"slice": 3, "slices": 3}], False),
+        ([{"slice": 1}, {"slice": 3, "verdict": "failed"}, {"slice": 3}], False),
+        ([{"slice": 1}, {"slice": 3, "verdict": "failed"}, {"slice": 3}, {"slice": 1}], True),
+        ([{}, {}], False),
+    ],
+)
+def test_slices_add_up_to_a_whole(said: list[dict[str, Any]], whole: bool) -> None:
+    told = events(("shipped", "a", {}), *(("verified", "a", {**SLICED, **one}) for one in said))
+    before = "failed" if any("verdict" in one for one in said) else "unverified"
+    assert ledger.fold(told).backups["a"]["verdict"] == ("ok" if whole else before)
+    assert ledger.verdicts(told).get("a", "unverified") == ("ok" if whole else before)
+
+
+def test_slices_of_what_was_there_before_do_not_count_for_what_was_brought_again() -> None:
+    first, second = ("verified", "a", {**SLICED, "slice": 1}), ("verified", "a", {**SLICED, "slice": 3})
+    told = events(("shipped", "a", {}), first, ("shipped", "a", {}), second)
+    assert ledger.fold(told).backups["a"]["verdict"] == "unverified" and not ledger.verdicts(told)
+    other = events(("shipped", "a", {}), first, ("verified", "b", {**SLICED, "slice": 3}))
+    assert ledger.fold(other).backups["a"]["verdict"] == "unverified"
+
+
 def test_what_was_pruned_is_no_backup_any_more() -> None:
     folded = ledger.fold(events(("shipped", "a", {}), ("shipped", "b", {}), ("pruned", "a", {"codes": ["AGE"]})))
     assert list(folded.backups) == ["b"] and folded.pruned["a"]["codes"] == ["AGE"]

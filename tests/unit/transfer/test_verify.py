@@ -488,15 +488,42 @@ def test_f23_a_flipped_byte_is_found_within_t_runs_and_half_a_look_does_not_excu
     assert [verdict_of(filler, index) for index in (0, 1, 3, 4, 5)] == ["ok"] * 5
 
 
-def test_half_a_look_verifies_nothing_that_was_not_verified(filler: Filler) -> None:
-    filler.publish("", files=tuple((f"f{file}", b"1") for file in range(9)), sealed=())
+def test_half_a_look_verifies_nothing_that_was_not_verified_and_all_halves_do(filler: Filler) -> None:
+    # So many that every slice has some, whatever the backup's name.
+    filler.publish("", files=tuple((f"f{file}", b"1") for file in range(150)), sealed=())
     filler.close()
-    for turn in range(1, 4):
-        assert run(filler, turn=turn, turns=3).verdicts[0].partial
-    assert verdict_of(filler) == "unverified"
+    seen = []
+    for turn in (*range(1, 6), 1):
+        result = run(filler, turn=turn, turns=5, run_id=str(turn))
+        assert result.verdicts[0].partial
+        seen.append(verdict_of(filler))
+    assert seen == ["unverified"] * 4 + ["ok"] * 2
     assert info(str(filler.path.parent), "", "")["backups"][0]["last_full_read"]
-    run(filler)
+
+
+def test_slices_of_another_rotation_do_not_add_up(filler: Filler) -> None:
+    filler.publish("", files=tuple((f"f{file}", b"1") for file in range(150)), sealed=())
+    filler.close()
+    for turn, turns in ((1, 2), (1, 3), (2, 3), (2, 2)):
+        run(filler, turn=turn, turns=turns, run_id=f"{turn}/{turns}")
+        assert verdict_of(filler) == "unverified"
+    run(filler, turn=1, turns=2, run_id="again")
     assert verdict_of(filler) == "ok"
+
+
+def test_f23_a_copy_that_failed_is_good_again_when_all_its_slices_are(filler: Filler) -> None:
+    name = filler.publish(files=tuple((f"f{file}", b"1") for file in range(150)), sealed=())
+    filler.close()
+    path = filler.backups / name / "data" / "f0"
+    path.write_bytes(b"2")
+    bad = rotation.slice_of(name, "f0", 2)
+    good = 3 - bad
+    for turn in (good, bad, good):
+        run(filler, turn=turn, turns=2, run_id=f"damaged {turn}")
+    assert verdict_of(filler) == "failed"
+    path.write_bytes(b"1")
+    run(filler, turn=bad, turns=2, run_id="mended")
+    assert verdict_of(filler) == "ok", "both slices, after what failed"
 
 
 def test_a_missing_file_is_noticed_in_every_slice(filler: Filler) -> None:
