@@ -39,7 +39,9 @@ options:
     RUN = r"""
 options:
   run_id:
-    description: The run that this belongs to. It goes into what the store remembers of it.
+    description:
+      - The run that this belongs to. It goes into what the store remembers of it.
+      - A second try under the same name finds what the first one wrote, and does not write it again.
     type: str
     default: ''
 """

@@ -164,6 +164,14 @@ def test_state_is_written_once_and_evidence_once_a_run() -> None:
     assert ledger.repeated(events, "run-2", "verified", "b", {"verdict": "ok"}) is None
 
 
+def test_what_a_run_without_a_name_found_is_news_every_time() -> None:
+    """Else a store that is verified every night would say for ever that it was verified in the first one."""
+    first = ledger.make(None, time=NOW, run_id="", kind="verified", subject="b", data={"verdict": "ok"})
+    assert ledger.repeated([first], "", "verified", "b", {"verdict": "ok"}) is None
+    joined = ledger.make(None, time=NOW, run_id="", kind="joined", subject="dr1", data={})
+    assert ledger.repeated([joined], "", "joined", "dr1", {}) == joined
+
+
 def test_a_second_join_with_the_same_facts_after_a_removal_counts_again() -> None:
     events = chain(("joined", "dr1", {}), ("removed", "dr1", {}))
     assert ledger.repeated(events, "run-2", "joined", "dr1", {}) is None

@@ -58,6 +58,26 @@ def codes(data: bytes, **where: str) -> list[str]:
 
 def test_what_is_written_is_read_back() -> None:
     assert m.parse(m.dump(GOOD), cluster_id=GOOD.cluster_id, backup_id=ID) == GOOD
+    assert m.parse_known(m.dump(GOOD)) == GOOD
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *({"provenance": name} for name in ("by_source", "by_template", "proved_by_restore")),
+        {"snapshot_source": "attested"},
+        {"snapshot_started": None, "snapshot_source": "unknown"},
+        {"sealed_for": (m.Sealed("dr1", "", "", None, False),)},
+    ],
+)
+def test_every_kind_of_manifest_is_understood(facts: dict[str, Any]) -> None:
+    manifest = dataclasses.replace(GOOD, **facts)
+    assert m.parse(m.dump(manifest)) == m.parse_known(m.dump(manifest)) == manifest
+
+
+def test_the_first_manifest_of_a_store_follows_no_event() -> None:
+    first = m.Manifest(**{name: value for name, value in GOOD.__dict__.items() if name != "ledger"})
+    assert m.parse(m.dump(first)).ledger == {"sequence": 0, "hash": "0" * 64}
 
 
 names = st.text(
@@ -150,9 +170,12 @@ def first_file(**changes: object) -> Callable[[dict[str, Any]], None]:
         (lambda value: value["sealed_for"][0].update(member=1), "WRONG_TYPE"),
         (lambda value: value["ledger"].update(hash="short"), "WRONG_VALUE"),
         (lambda value: value["source"].update(clock_skew="0"), "WRONG_TYPE"),
+        (lambda value: value["source"].pop("host"), "MISSING_KEY"),
+        (lambda value: value["ledger"].pop("sequence"), "MISSING_KEY"),
         (lambda value: value.update(accepted=[1]), "WRONG_TYPE"),
         (first_file(path="../etc/passwd"), "BAD_NAME"),
         (first_file(path="/etc/passwd"), "BAD_NAME"),
+        (first_file(path="a/"), "BAD_NAME"),
         (first_file(path="a//b"), "BAD_NAME"),
         (first_file(path="a/./b"), "BAD_NAME"),
         (first_file(path="a\nb"), "BAD_NAME"),

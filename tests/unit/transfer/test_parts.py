@@ -168,6 +168,8 @@ def test_documents(filler: Filler) -> None:
     data = parts.dump(bundle)
     wanted: dict[str, str] = {"cluster_id": CLUSTER, "part": "config", "bundle_id": bundle.id}
     assert parts.parse(data, **wanted) == bundle
+    smallest = parts.Bundle(**{**bundle.__dict__, "bytes": 1})
+    assert parts.parse(parts.dump(smallest), **wanted) == smallest
 
     def resealed(**changes: Any) -> bytes:
         value = {**json.loads(data), **changes}
@@ -184,6 +186,8 @@ def test_documents(filler: Filler) -> None:
         (resealed(sha256="x"), "WRONG_VALUE"),
         (resealed(stored_at="x"), "WRONG_VALUE"),
         (resealed(more=1), "UNKNOWN_KEY"),
+        (resealed(schema=True), "UNKNOWN_SCHEMA"),
+        (json.dumps({name: item for name, item in json.loads(data).items() if name != "id"}).encode(), "MISSING_KEY"),
     ):
         with pytest.raises(Invalid) as caught:
             parts.parse(bad, **wanted)
