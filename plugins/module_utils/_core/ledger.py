@@ -204,8 +204,8 @@ def _event(line: bytes, number: int, previous: str) -> Event:
 def repeated(events: Sequence[Event], run_id: str, kind: str, subject: str, data: Mapping[str, Any]) -> Event | None:
     """The event that a re-run of the same task would write once more, or None: newest of its kind and subject, equal.
 
-    Events of state (a node joined, ...) are equal whatever run wrote them; evidence counts for its own run only, and for
-    none where the run has no name.
+    Events of state (a node joined, ...) are equal whatever run wrote them; evidence counts for its own run only, and
+    for none where the run has no name.
     """
     for event in reversed(events):
         if event.subject == subject and event.kind in _UNDONE_BY.get(kind, ()):

@@ -164,6 +164,46 @@ def test_state_is_written_once_and_evidence_once_a_run() -> None:
     assert ledger.repeated(events, "run-2", "verified", "b", {"verdict": "ok"}) is None
 
 
+#: kind -> whether it is state, and what makes an equal one news again
+KINDS: dict[str, tuple[bool, set[str]]] = {
+    "observed_members": (False, set()),
+    "joined": (True, {"removed", "set_aside"}),
+    "backup_started": (False, set()),
+    "shipped": (False, set()),
+    "verified": (False, set()),
+    "removed": (True, {"joined"}),
+    "set_aside": (True, {"joined"}),
+    "trial_created": (True, {"trial_reset"}),
+    "restored": (True, {"trial_reset"}),
+    "proved": (False, set()),
+    "expanded": (True, {"trial_reset"}),
+    "trial_reset": (True, {"trial_created"}),
+    "fenced": (True, set()),
+    "accepted": (True, set()),
+    "pruned": (True, set()),
+    "no_room": (True, set()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_state_or_evidence_and_is_undone_by_what_contradicts_it(kind: str) -> None:
+    data = {"members": MEMBERS, "fingerprint": PRODUCTION, "backup": "b", "drill": True}
+    state, undone_by = KINDS[kind]
+    (event,) = chain((kind, "x", data))
+    assert (ledger.repeated([event], "run-2", kind, "x", data) == event) is state
+    for other in KINDS:
+        if other != kind:
+            again = ledger.repeated(chain((kind, "x", data), (other, "x", data)), "run-1", kind, "x", data)
+            assert (again is None) is (other in undone_by), other
+            elsewhere = chain((kind, "x", data), (other, "y", data))
+            assert ledger.repeated(elsewhere, "run-1", kind, "x", data) == event
+
+
+def test_a_kind_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(Invalid):
+        chain(("praised", "x", {}))
+
+
 def test_what_a_run_without_a_name_found_is_news_every_time() -> None:
     """Else a store that is verified every night would say for ever that it was verified in the first one."""
     first = ledger.make(None, time=NOW, run_id="", kind="verified", subject="b", data={"verdict": "ok"})

@@ -194,6 +194,19 @@ def test_f25_recomputed_sums_do_not_make_nonsense_acceptable(
     assert code in codes(resealed(change), cluster_id=GOOD.cluster_id, backup_id=ID)
 
 
+def test_a_file_that_is_listed_twice_is_refused_although_all_sums_fit() -> None:
+    twice = dataclasses.replace(GOOD, files=(GOOD.files[0], GOOD.files[0]))
+    assert codes(m.dump(twice)) == ["INCONSISTENT"]
+
+
+def test_what_is_wrong_with_each_file_is_told() -> None:
+    def change(value: dict[str, Any]) -> None:
+        value["files"][0]["mode"] = 1
+        value["files"][1]["path"] = ".."
+
+    assert codes(resealed(change)) == ["UNKNOWN_KEY", "BAD_NAME"]
+
+
 def test_all_problems_are_told_at_once() -> None:
     def change(value: dict[str, Any]) -> None:
         value.update(provenance="believed", generation=0)
