@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -68,6 +69,56 @@ def test_f02_an_archive_cut_at_any_sixteenth_is_found(name: str, sixteenth: int,
     assert kind == "archive" and [problem.code for problem in problems] == ([] if whole else ["TRUNCATED"])
 
 
+@pytest.mark.parametrize("name", [name for name in FORMATS if not name.endswith("tar")])
+def test_f02_the_last_byte_counts(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(FORMATS[name][:-1])
+    assert _structure.check_file(str(tmp_path / name))[1]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_f02_a_tar_that_was_cut_is_found_although_what_packed_it_ended_well(
+    form: int, pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    """``tar`` died, and the program behind it took the end of its input for the end."""
+    whole = tar(form, members=2)
+    marked = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    path = tmp_path / "a"
+    for end in {*range(512, marked, 8_191), *range(512, 3 * 512, 100), marked}:
+        path.write_bytes(pack(whole[:end]))
+        kind, problem = _structure.check_file(str(path))
+        assert kind and problem.startswith("it ends "), (end, problem)
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_of_any_length_and_name_are_walked(form: int, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=form, errors="surrogateescape") as archive:
+        for number, size in enumerate((0, 1, 511, 512, 513, 1024, 40_000)):
+            # The second record in front of a member fills its blocks to the last byte.
+            member = tarfile.TarInfo(f"{number}\udcff")
+            member.size = size
+            member.pax_headers = {"comment": "x" * (499 if number == 1 else 1)}
+            archive.addfile(member, io.BytesIO(CONTENT[:size]))
+    assert _structure.check_file(str(tmp_path / "a.tar")) == ("tar", "")
+
+
+@pytest.mark.parametrize("name", ["gz", "tar.gz", "tar"])
+def test_whoever_waits_sees_that_it_goes_on(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(FORMATS[name])
+    ticks: list[int] = []
+    _structure.check_file(str(tmp_path / name), lambda: ticks.append(1))
+    assert ticks
+
+
+def test_an_error_without_a_word_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_kind: str, _path: str) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(_structure, "_opened", broken)
+    (tmp_path / "a.gz").write_bytes(FORMATS["gz"])
+    assert _structure.check_file(str(tmp_path / "a.gz")) == ("gzip", "EOFError")
+
+
 def test_a_tar_cut_between_two_members_is_found(tmp_path: Path) -> None:
     one, three = tar(members=1), tar()
     end_of_first = len(one.rstrip(b"\0")) // 512 * 512 + 512
@@ -84,7 +135,9 @@ def test_a_member_beyond_eight_gigabytes_is_skipped_by_its_real_size(tmp_path: P
     path = tmp_path / "huge.tar"
     with open(path, "wb") as file:
         file.write(member.tobuf(tarfile.PAX_FORMAT))
-        file.seek((size + 511) // 512 * 512, os.SEEK_CUR)
+        # No block of it is to be taken for the mark at the end.
+        file.write(b"x" * 1024)
+        file.seek((size + 511) // 512 * 512 - 1024, os.SEEK_CUR)
         file.write(b"\0" * 1024)
     with open(path, "rb") as stream:
         assert _structure._tar(_Sparse(stream), _structure.no_tick) == ""
@@ -140,6 +193,11 @@ def test_a_complete_snapshot_passes(table: Path) -> None:
 @pytest.mark.parametrize("component", ["Data.db", "Index.db", "Statistics.db", "Digest.crc32"])
 def test_f06_each_missing_component_is_found(table: Path, component: str) -> None:
     (table / "t" / f"nb-1-big-{component}").unlink()
+    assert check(table) == ("snapshot", ["COMPONENT_MISSING"])
+
+
+def test_a_table_of_contents_that_nobody_can_read_lists_what_is_not_there(table: Path) -> None:
+    (table / "t" / "nb-1-big-TOC.txt").write_bytes(b"Data\xff.db\n")
     assert check(table) == ("snapshot", ["COMPONENT_MISSING"])
 
 
