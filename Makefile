@@ -95,6 +95,7 @@ lab-build: machine venv ## Build and cache what the lab is made of
 	@$(LAB) prerequisites
 	@$(LAB) build
 	@$(BIN)/python lab/rehearsal/wheelhouse.py >/dev/null
+	@$(BIN)/python lab/rehearsal/wheelhouse.py --timers >/dev/null
 
 lab-down: venv ## Take the rehearsal site down; leaves nothing behind
 	@$(LAB) down
