@@ -39,9 +39,9 @@ def slice_of(backup_id: str, path: str, turns: int) -> int:
     return int(hashlib.sha256(f"{backup_id}/{path}".encode()).hexdigest()[:12], 16) % turns + 1
 
 
-def slices_of(backup_id: str, paths: Iterable[str], turns: int) -> list[int]:
-    """The turns in which any of these files is read, in order."""
-    return sorted({slice_of(backup_id, path, turns) for path in paths})
+def slices_with_files(backup_id: str, paths: Iterable[str], turns: int) -> int:
+    """In how many turns any of these files is read."""
+    return len({slice_of(backup_id, path, turns) for path in paths})
 
 
 def turn_after(turn: int, turns: int) -> int:

@@ -46,8 +46,8 @@ _REMEDIES = {
 class Verdict:
     """``ok`` or ``failed`` for one backup, with every reason, the bytes that were read and the time (s) it took.
 
-    ``partial``: only some of its files were read, so ``ok`` proves nothing about the others. ``slices``: the turns in
-    which its files are read.
+    ``partial``: only some of its files were read, so ``ok`` proves nothing about the others. ``slices``: in how many
+    turns all its files are read.
     """
 
     id: str
@@ -61,7 +61,7 @@ class Verdict:
     published_at: str | None = None
     partial: bool = False
     files: int = 0
-    slices: t.Sequence[int] = ()
+    slices: int = 1
 
     def as_dict(self) -> dict[str, t.Any]:
         """For a module's result."""
@@ -175,7 +175,7 @@ def _record(store: ClusterStore, verdict: Verdict, turn: int, turns: int, run_id
         "codes": sorted({item.code for item in verdict.reasons}),
     }
     if verdict.partial:
-        data.update(partial=True, slice=turn, turns=turns, slices=list(verdict.slices))
+        data.update(partial=True, slice=turn, turns=turns, slices=verdict.slices)
     store.ledger.append(run_id=run_id, kind="verified", subject=verdict.id, data=data)
 
 
@@ -225,7 +225,7 @@ def _verify_entry(
     data = store.data_path(entry.id)
     chosen = [item for item in manifest.files if rotation.slice_of(entry.id, item.path, request.turns) == turn]
     verdict.partial = len(chosen) < len(manifest.files)
-    verdict.slices = rotation.slices_of(entry.id, (item.path for item in manifest.files), request.turns)
+    verdict.slices = rotation.slices_with_files(entry.id, (item.path for item in manifest.files), request.turns)
     try:
         _presence(data, manifest, verdict)
         right = [item.path for item in chosen if _content(data, item, verdict)]

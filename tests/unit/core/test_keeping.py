@@ -251,7 +251,7 @@ def test_verdicts() -> None:
     assert ledger.verdicts(said) == {"a": "ok", "b": "failed", "d": "failed"}
 
 
-SLICED = {"verdict": "ok", "partial": True, "digest": "d", "turns": 3, "slices": [1, 3]}
+SLICED = {"verdict": "ok", "partial": True, "digest": "d", "turns": 3, "slices": 2}
 
 
 @pytest.mark.parametrize(
@@ -260,12 +260,13 @@ SLICED = {"verdict": "ok", "partial": True, "digest": "d", "turns": 3, "slices":
         ([{"slice": 1}, {"slice": 3}], True),
         ([{"slice": 3}, {"slice": 3}, {"slice": 1}], True),
         ([{"slice": 1}, {"slice": 1}], False),
-        ([{"slice": 1}, {"slice": 2}], False),
+        ([{"slice": 1}, {}], False),
+        ([{"slice": 1}, {"slice": "3"}], False),
         ([{"slice": 1}, {"slice": 3, "digest": "other"}], False),
         ([{"slice": 1}, {"slice": 3, "turns": 4}], False),
-        ([{"slice": 1}, {"slice": 3, "slices": [3]}], True),
-        ([{"slice": 1}, {"slice": 3, "slices": [3, 4]}], False),
+        ([{"slice": 1}, {"slice": 3, "slices": 1}], True),
         ([{"slice": 1}, {"slice": 3, "slices": 3}], False),
+        ([{"slice": 1}, {"slice": 3, "slices": [1, 3]}], False),
         ([{"slice": 1}, {"slice": 3, "verdict": "failed"}, {"slice": 3}], False),
         ([{"slice": 1}, {"slice": 3, "verdict": "failed"}, {"slice": 3}, {"slice": 1}], True),
         ([{}, {}], False),
