@@ -28,7 +28,11 @@ from ._sftp import Attributes
 #: A file that grows although its time stands still shows when it is looked at twice, so far apart (s).
 LOOK_AGAIN = 1.0
 LAYOUTS = ("single", "per_node", "together")
+#: What a backup may consist of: directories one in the other, and files and directories altogether. Whoever may deliver
+#: must not be able to keep the store busy for ever.
+DEEPEST, MOST_ENTRIES = 64, 1_000_000
 _WILD = frozenset("*?[")
+_NO_BACKUP = "No backup of DSM is like that: find out who delivered it, and remove it at the source."
 
 
 @dataclass(frozen=True)
@@ -206,12 +210,21 @@ class _Walk:
         self.session = session
         self.items: list[Item] = []
         self.reasons: list[Reason] = []
+        self.visited = 0
+        self._said: set[str] = set()
 
     def refuse(self, code: str, message: str, remedy: str, hard: bool = True) -> None:
-        self.reasons.append(Reason(code, message, remedy, hard))
+        if message not in self._said:
+            self._said.add(message)
+            self.reasons.append(Reason(code, message, remedy, hard))
 
     def visit(self, path: str, attributes: Attributes, base: str, root: str) -> None:
         """Take ``path`` if it is a regular file, everything below it if it is a directory; refuse anything else."""
+        self.visited += 1
+        if self.visited >= MOST_ENTRIES:
+            if self.visited == MOST_ENTRIES:
+                self.refuse("TOO_MANY_FILES", f"{root} has {MOST_ENTRIES} or more entries.", _NO_BACKUP)
+            return
         relative = posixpath.relpath(path, base) if path != base else ""
         problem = path_problem(relative) if relative else None
         if problem:
@@ -219,7 +232,10 @@ class _Walk:
         elif stat.S_ISREG(attributes.mode):
             self._file(path, relative, attributes)
         elif stat.S_ISDIR(attributes.mode):
-            self._directory(path, base, root)
+            if relative.count("/") < DEEPEST:
+                self._directory(path, base, root)
+            else:
+                self.refuse("TOO_DEEP", f"{root} has more than {DEEPEST} directories one in the other.", _NO_BACKUP)
         elif stat.S_ISLNK(attributes.mode):
             self._link(path, relative, root)
         else:

@@ -36,6 +36,8 @@ LONGEST = 261120
 DEPTH = 32
 #: Questions for the next entries of a directory that are under way together, at first and at most.
 LISTED_TOGETHER = 2, 8
+#: Entries of one directory. A server that lists without end must not fill the memory.
+MOST_LISTED = 1_000_000
 
 Sink = t.Callable[[int, memoryview], None]
 #: (name, attributes) of one directory entry
@@ -314,14 +316,19 @@ class Sftp:
         entries: list[Listed] = []
         together, most = LISTED_TOGETHER
         try:
+            known = 0
             while self._list_on(handle, path, together, entries):
-                together = min(most, 2 * together)
+                if len(entries) == known:
+                    raise ProtocolError("a listing that brings nothing and does not end")
+                if len(entries) > MOST_LISTED:
+                    raise OSError(errno.EFBIG, f"it has more than {MOST_LISTED} entries", path)
+                known, together = len(entries), min(most, 2 * together)
         finally:
             # Whether that went well changes nothing, and waiting for it is a round trip.
             number, frame = self.frame(_CLOSE, text(handle))
             self._channel.sendall(frame)
             self._unheard.add(number)
-        return sorted(entries)
+        return sorted(entry for entry in entries if entry[0] not in (".", ".."))
 
     def _list_on(self, handle: bytes, path: str, together: int, entries: list[Listed]) -> bool:
         """Ask for so many further pieces of a directory at once; whether there may be more behind them."""
@@ -346,9 +353,7 @@ class Sftp:
             for _index in range(reader.int32()):
                 name = reader.text().decode("utf-8", "surrogateescape")
                 reader.text()
-                attributes = reader.attributes()
-                if name not in (".", ".."):
-                    entries.append((name, attributes))
+                entries.append((name, reader.attributes()))
         return more
 
     def mkdir(self, path: str, mode: int = 0o700) -> None:

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _discover
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._discover import Source, discover
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import (
     LocalEndpoint,
@@ -50,6 +53,48 @@ def test_a_match_is_looked_at_once(tmp_path: Path, kinds: bool, questions: list[
     assert [Path(unit.name).name for unit in units] == ["a", "b"]
     assert [stat.S_IFMT(unit.items[0].attributes.mode) for unit in units] == [stat.S_IFREG] * 2
     assert session.questions == questions
+
+
+class Endless(LocalSession):
+    """A source that never ends: each directory has a directory and ten files."""
+
+    asked = 0
+
+    def lstat(self, path: str) -> Attributes:
+        return Attributes(0, stat.S_IFDIR | 0o700, 1)
+
+    def listdir(self, path: str) -> list[tuple[str, Attributes]]:
+        self.asked += 1
+        file = Attributes(1, stat.S_IFREG | 0o600, 1)
+        return [("d", self.lstat("d")), *((f"f{number}", file) for number in range(10))]
+
+
+@pytest.mark.parametrize(
+    ("most", "code", "asked"), [(10**6, "TOO_DEEP", _discover.DEEPEST + 1), (100, "TOO_MANY_FILES", 66)]
+)
+def test_directories_without_end_are_refused_once_and_not_followed(
+    monkeypatch: pytest.MonkeyPatch, most: int, code: str, asked: int
+) -> None:
+    monkeypatch.setattr(_discover, "MOST_ENTRIES", most)
+    session = Endless()
+    (unit,) = discover(session, Source(LocalEndpoint(), "/b"))
+    assert [reason.code for reason in unit.reasons if reason.hard][-1:] == [code]
+    assert [reason.code for reason in unit.reasons].count(code) == 1 and unit.reasons[-1].remedy
+    assert session.asked <= asked and len(unit.items) <= 10 * asked
+
+
+def test_a_real_tree_that_is_deeper_than_any_stack_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = tmp_path / "b"
+    top.mkdir()
+    monkeypatch.chdir(top)
+    for _level in range(1500):
+        os.mkdir("a")
+        os.chdir("a")
+    Path("f").write_bytes(b"x")
+    (unit,) = discover(LocalSession(), Source(LocalEndpoint(), str(top)))
+    assert [reason.code for reason in unit.reasons] == ["TOO_DEEP"] and not unit.items
+    monkeypatch.undo()
+    subprocess.run(["rm", "-r", str(top)], check=True)
 
 
 def test_a_name_without_wildcards_is_asked_for_itself(tmp_path: Path) -> None:

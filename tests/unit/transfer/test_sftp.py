@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _sftp
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import (
     EndOfFile,
     ProtocolError,
@@ -246,6 +247,22 @@ def test_a_listing_costs_few_round_trips() -> None:
         waits.append(server.waited)
     # The version, the handle and one answer more; and for a directory of ten thousand names a twelfth of its pieces.
     assert waits[0] == 3 and waits[1] < 20
+
+
+def test_a_listing_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sftp, "MOST_LISTED", 100)
+    server = Pieces(10**9, 1)
+    sftp = Sftp(server)
+    with pytest.raises(OSError, match="more than 100 entries") as caught:
+        sftp.listdir("/d")
+    assert caught.value.filename == "/d" and server.given < 120 and sftp.lstat("/d").size == 7
+
+
+def test_a_listing_that_brings_nothing_for_ever_is_given_up() -> None:
+    server = Pieces(10**9, 1)
+    server._piece = lambda number: packet(104, number + struct.pack(">I", 0))  # type: ignore[method-assign]
+    with pytest.raises(ProtocolError):
+        Sftp(server).listdir("/d")
 
 
 @pytest.mark.parametrize("fail", [0, 1, 2, 5, 11])
