@@ -383,6 +383,8 @@ def _judge_completeness(
     here = {entry.id for entry in published}
     lost = [name for name in folded.backups if name not in here and not store.has_manifest(name)]
     if lost:
+        lost = _not_pruned(store, lost)
+    if lost:
         result.reasons.append(
             Reason(
                 "LOST",
@@ -402,6 +404,14 @@ def _judge_completeness(
                 hard=False,
             )
         )
+
+
+def _not_pruned(store: ClusterStore, names: t.Sequence[str]) -> list[str]:
+    """Without those that somebody is removing at this moment, or has removed since the ledger was read."""
+    removing = store.look_at_lease()[0] == "held"
+    left = [name for name in names if not (removing and store.entry(name).state == "removing")]
+    pruned = ledger.fold(store.ledger.chain().events).pruned
+    return [name for name in left if name not in pruned]
 
 
 def table(verdicts: t.Iterable[Verdict]) -> list[str]:

@@ -24,6 +24,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import c
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import digest
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _verify
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import read_reads
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
@@ -735,6 +736,28 @@ def test_choosing(filler: Filler) -> None:
     assert codes(result) == [[], ["NOT_PUBLISHED"]]
 
 
+@contextlib.contextmanager
+def held_by_somebody_else(filler: Filler) -> Iterator[None]:
+    """Another process that lives has the lease."""
+    until, done = os.pipe()
+    hear, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(done)
+        with store_of(filler).lease("prune"):
+            os.write(tell, b"!")
+            os.read(until, 1)
+        os._exit(0)
+    os.read(hear, 1)
+    try:
+        yield
+    finally:
+        os.close(done)
+        os.waitpid(child, 0)
+        for descriptor in (until, hear, tell):
+            os.close(descriptor)
+
+
 def test_it_reads_nothing_that_prune_is_removing(filler: Filler) -> None:
     filler.publish()
     filler.publish()
@@ -742,7 +765,27 @@ def test_it_reads_nothing_that_prune_is_removing(filler: Filler) -> None:
     store_of(filler).unpublish(filler.ids[0])
     result = run(filler)
     assert [one.id for one in result.verdicts] == filler.ids[1:]
-    assert doubts(result) == ["LOST"]
+    assert doubts(result) == ["LOST"], "nobody ends what was begun"
+    with held_by_somebody_else(filler):
+        assert doubts(run(filler)) == []
+        shutil.rmtree(filler.backups / filler.ids[0])
+        assert doubts(run(filler)) == ["LOST"], "a prune leaves the manifest under another name"
+
+
+def test_what_is_pruned_while_verify_looks_around_is_not_lost(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    filler.publish()
+    filler.publish()
+    filler.close()
+    judge = _verify._judge_store
+
+    def meanwhile(*arguments: Any) -> None:
+        shutil.rmtree(filler.backups / filler.ids[0])
+        filler.event("pruned", filler.ids[0], {"codes": ["AGE"]}, time.time())
+        filler.close()
+        judge(*arguments)
+
+    monkeypatch.setattr(_verify, "_judge_store", meanwhile)
+    assert doubts(run(filler, newest=False)) == []
 
 
 def test_the_other_cluster_is_another_store(tmp_path: Path, filler: Filler) -> None:
