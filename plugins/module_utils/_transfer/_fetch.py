@@ -100,18 +100,18 @@ def main(arguments: t.Sequence[str] | None = None) -> int:
         report = fetch(source, options.directory, workers=options.workers, rate_limit=options.rate_limit)
     except DsmError as error:
         told = error.as_result()
-        print(f"fetch: {told['msg']}\nWhat to do: {told['remedy']}", file=sys.stderr)
+        sys.stderr.write(f"fetch: {told['msg']}\nWhat to do: {told['remedy']}\n")
         return 1
     except OSError as error:
-        print(f"fetch: {error.filename or options.directory}: {error.strerror or error}.", file=sys.stderr)
+        sys.stderr.write(f"fetch: {error.filename or options.directory}: {error.strerror or error}.\n")
         return 1
     except KeyboardInterrupt:
-        print("\nfetch: stopped. Run the same again: what has landed is checked and used.", file=sys.stderr)
+        sys.stderr.write("\nfetch: stopped. Run the same again: what has landed is checked and used.\n")
         return 130
     for path, sha256 in sorted(report.sha256.items()):
-        print(f"{sha256}  {os.path.join(options.directory, 'data', path)}")
+        sys.stdout.write(f"{sha256}  {os.path.join(options.directory, 'data', path)}\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
