@@ -163,7 +163,8 @@ class Pool:
             return Member(number, pid, mine)
         code = 1
         try:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            # Ctrl-C reaches all processes of a terminal. The parent answers it, and ends this one.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             mine.close()
             for member in self.members:
