@@ -161,7 +161,14 @@ def lines(events: list[ledger.Event]) -> bytes:
 
 
 JOINED = ("joined", "dr1", {"version": "5.4"})
-ALL = [JOINED, ("shipped", "x", {}), ("verified", "x", {}), ("removed", "dr1", {}), ("pruned", "x", {})]
+ALL = [
+    JOINED,
+    ("shipped", "x", {}),
+    ("verified", "x", {}),
+    ("removed", "dr1", {}),
+    ("pruned", "x", {}),
+    ("no_room", "y", {}),
+]
 
 
 def test_a_ledger_is_followed_as_long_as_it_only_grows() -> None:
@@ -175,7 +182,7 @@ def test_a_ledger_is_followed_as_long_as_it_only_grows() -> None:
             assert [problem.code for problem in follow(text, seen)[1]] == ["OTHER_LEDGER_ROLLED_BACK"]
     other = lines(chain(*ALL[::-1]))  # type: ignore[arg-type]
     assert [problem.code for problem in follow(text, other)[1]] == ["OTHER_LEDGER_ROLLED_BACK"]
-    assert "5 events" in follow(text, b"")[1][0].message
+    assert "6 events" in follow(text, b"")[1][0].message
     found, problems = follow(b"", text.replace(b"dr1", b"dr2"))
     assert [problem.code for problem in problems] == ["OTHER_LEDGER_BROKEN"] and found.events == ()
 

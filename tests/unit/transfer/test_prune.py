@@ -8,6 +8,7 @@ Numbers are those of the project's list of failure modes.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import itertools
@@ -800,6 +801,23 @@ def test_golden_backups_stay_until_released_and_the_last_pair_even_then(filler: 
     assert done.removed == gold[:1]
     codes = {item["id"]: [reason["code"] for reason in item["reasons"]] for item in done.returns()["plan"]}
     assert codes[gold[1]] == ["LAST_PAIR"]
+
+
+def test_a_backup_that_no_node_can_open_is_nobodys_last_pair(filler: Filler) -> None:
+    """It started before the node joined."""
+    late = dataclasses.replace(golden(), joined_at="2026-11-21T02:00:00Z")
+    ids = fill(filler, "ok", sealed=(late,)) + fill(filler, "ok", "ok")
+    assert run(filler).removed == ids[:1]
+
+
+def test_a_wreck_that_nobody_recorded_is_as_old_as_its_directory(filler: Filler) -> None:
+    fill(filler, "ok", "ok")
+    wreck = filler.backups / "00000003-20260101T000000Z"
+    wreck.mkdir()
+    (wreck / "manifest.json").write_bytes(b"{}")
+    os.utime(wreck, (filler.start, filler.start))
+    (item,) = [one for one in run(filler, check=True).returns()["plan"] if one["id"] == wreck.name]
+    assert item["verdict"] == "failed" and item["age"] == pytest.approx(2 * 3600, abs=2)
 
 
 def test_a_pair_that_a_rehearsal_proved_counts_as_pinned(filler: Filler) -> None:
