@@ -678,14 +678,17 @@ def test_f06_without_a_required_part_nothing_counts_as_verified(filler: Filler) 
 
 
 def test_f24_what_is_not_ours_is_never_removed(filler: Filler) -> None:
-    ids = fill(filler, "ok", "ok", "ok", "ok", "ok")
-    newer = filler.backups / ids[0] / "manifest.json"
-    newer.write_bytes(newer.read_bytes().replace(b'"schema": 1', b'"schema": 2'))
-    foreign = filler.backups / ids[1] / "manifest.json"
-    foreign.write_bytes(foreign.read_bytes().replace(b"kmsops.fortanix_dsm/backup", b"kmsops.fortanix_dsm/others"))
+    ids = fill(filler, *["ok"] * 6)
+    for name, old, new in (
+        (ids[0], b'"schema": 1', b'"schema": 2'),
+        (ids[1], b"kmsops.fortanix_dsm/backup", b"kmsops.fortanix_dsm/others"),
+        (ids[2], b'"schema": 1', b'"schema": 0'),
+    ):
+        path = filler.backups / name / "manifest.json"
+        path.write_bytes(path.read_bytes().replace(old, new))
     (filler.backups / "12345678-by-hand").mkdir()
-    assert run(filler, Policy(keep=1, max_copies=1, failed_grace=0.0)).removed == ids[2:4]
-    assert sorted(os.listdir(filler.backups)) == [*ids[:2], ids[4], "12345678-by-hand"]
+    assert run(filler, Policy(keep=1, max_copies=1, failed_grace=0.0)).removed == ids[3:5]
+    assert sorted(os.listdir(filler.backups)) == [*ids[:3], ids[5], "12345678-by-hand"]
 
 
 def test_f25_a_manifest_that_contradicts_the_ledger_is_not_counted(filler: Filler) -> None:
