@@ -199,9 +199,50 @@ def test_every_kind_is_state_or_evidence_and_is_undone_by_what_contradicts_it(ki
             assert ledger.repeated(elsewhere, "run-1", kind, "x", data) == event
 
 
-def test_a_kind_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(Invalid):
-        chain(("praised", "x", {}))
+@pytest.mark.parametrize(
+    ("kind", "subject", "data", "told"),
+    [
+        ("praised", "x", {}, "praised"),
+        ("joined", "", {}, "subject"),
+        ("observed_members", "c", {"fingerprint": PRODUCTION}, "members"),
+        ("observed_members", "c", {"members": MEMBERS}, "fingerprint"),
+        ("observed_members", "c", {"members": [{"name": ""}], "fingerprint": PRODUCTION}, "a name"),
+        ("observed_members", "c", {"members": {"name": "a"}, "fingerprint": PRODUCTION}, "a name"),
+        ("restored", "n", {"fingerprint": PRODUCTION, "drill": False}, "backup"),
+        ("restored", "n", {"backup": "b", "drill": False}, "fingerprint"),
+        ("restored", "n", {"fingerprint": PRODUCTION, "backup": "b"}, "drill"),
+        ("restored", "n", {"fingerprint": PRODUCTION, "backup": "b", "drill": 1}, "drill"),
+        ("proved", "n", {}, "backup"),
+        ("fenced", "n", {}, "fingerprint"),
+        ("accepted", "n", {}, "fingerprint"),
+    ],
+)
+def test_an_event_that_would_say_nothing_is_refused(kind: str, subject: str, data: dict[str, Any], told: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        chain((kind, subject, data))
+    assert [problem.code for problem in caught.value.problems] == ["WRONG_VALUE"]
+    assert told in caught.value.problems[0].message
+    with pytest.raises(Invalid) as caught:
+        ledger.make(None, time="soon", run_id="", kind=kind, subject=subject, data=data)
+    assert [problem.code for problem in caught.value.problems] == ["WRONG_VALUE"] * 2
+
+
+def test_what_was_found_right_before_is_the_beginning_of_the_chain() -> None:
+    events = chain(("joined", "a", {}), ("joined", "b", {}), ("joined", "c", {}))
+    known = len(lines(events[:2]))
+    read = ledger.read(lines(events), known)
+    assert (read.events, read.problems, read.head) == (tuple(events), (), events[2])
+    other = chain(("joined", "x", {}), ("joined", "y", {}))
+    assert [problem.code for problem in ledger.read(lines([*events[:2], other[1]]), known).problems] == [
+        "CHAIN",
+        "CHAIN",
+    ]
+    assert ledger.read(lines(events[:2]), known).head == events[1]
+    assert ledger.read(b"").head is None
+
+
+def test_an_empty_line_is_no_event() -> None:
+    assert ledger.read(b"\n").problems and ledger.read(b"\n").events == ()
 
 
 def test_what_a_run_without_a_name_found_is_news_every_time() -> None:
