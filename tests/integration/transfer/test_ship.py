@@ -260,7 +260,8 @@ class Terminal:
 
 
 def test_at_a_terminal_there_is_a_bar_and_what_was_interrupted_goes_on(site: Site, tmp_path: Path) -> None:
-    archive = site.deliver(size=3_000_000)
+    # Under the cap it would take half a minute.
+    archive = site.deliver(size=30_000_000)
     place = f"127.0.0.1:{archive}"
     login = ["--port", str(site.sshd.port), "--key", str(site.sshd.client_key)]
     known = ["--known-hosts", str(site.sshd.known_hosts)]
