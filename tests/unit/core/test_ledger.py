@@ -242,6 +242,14 @@ def test_an_event_that_was_changed_breaks_the_chain_and_nothing_behind_it_counts
     assert [problem.code for problem in read.problems] == ["CHAIN"] and len(read.events) == 1
 
 
+@pytest.mark.parametrize(("later", "version"), [("5.6", "5.6"), ("", "5.4"), (None, "5.4")])
+def test_a_version_is_known_until_another_one_is_seen(later: str | None, version: str) -> None:
+    kind, subject, data = observed()
+    folded = ledger.fold(chain((kind, subject, data), (kind, subject, {**data, "version": later})))
+    assert folded.version == version
+    assert ledger.fold(chain((kind, subject, {**data, "version": later}))).version == (later or "")
+
+
 def test_an_empty_line_is_no_event() -> None:
     assert ledger.read(b"\n").problems and ledger.read(b"\n").events == ()
 
