@@ -234,10 +234,16 @@ class Terminal:
 
     def __init__(self, collections: Path, *words: str) -> None:
         self.screen, theirs = pty.openpty()
-        argv = [sys.executable, "-m", _fetch.__name__, *words]
+        # As in front of a person, also where this test was begun in the background, where Ctrl-C is ignored.
+        argv = ["env", "--default-signal=INT", sys.executable, "-m", _fetch.__name__, *words]
         environment = {**os.environ, "PYTHONPATH": str(collections), "SSH_AUTH_SOCK": ""}
         self.process = subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=theirs, env=environment, text=True, start_new_session=True
+            argv,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            env=environment,
+            text=True,
+            start_new_session=True,
         )
         os.close(theirs)
         self.shown = ""
