@@ -250,6 +250,46 @@ def test_a_version_is_known_until_another_one_is_seen(later: str | None, version
     assert ledger.fold(chain((kind, subject, {**data, "version": later}))).version == (later or "")
 
 
+def test_who_joins_again_is_not_removed_any_more() -> None:
+    facts = {"addresses": ["192.0.2.9"], "host_id": "h9", "version": "5.4"}
+    folded = ledger.fold(chain(("joined", "dr1", facts), ("removed", "dr1", {}), ("joined", "dr1", facts)))
+    assert folded.removed == {} and folded.joins["dr1"]["sequence"] == 3
+    assert folded.members == [{"name": "dr1", "addresses": ["192.0.2.9"], "host_id": "h9"}]
+    unknown = ledger.fold(chain(("joined", "dr1", {})))
+    assert unknown.members == [{"name": "dr1", "addresses": [], "host_id": ""}]
+
+
+def test_what_is_brought_home_again_is_not_pruned_any_more() -> None:
+    kind, name, data = shipped(1)
+    folded = ledger.fold(
+        chain((kind, name, data), ("pruned", name, {}), (kind, name, data), ("verified", name, {"verdict": "ok"}))
+    )
+    assert folded.pruned == {} and list(folded.backups) == [name]
+    assert (folded.backups[name]["verdict"], folded.backups[name]["verified_at"]) == ("ok", NOW)
+
+
+def test_what_is_told_of_a_golden_pair_and_of_a_generation() -> None:
+    events = chain(observed(), shipped(1), ("verified", shipped(1)[1], {"verdict": "ok"}))
+    folded = ledger.fold(events)
+    (golden,) = folded.golden
+    assert golden == {
+        "id": shipped(1)[1],
+        "node": "dr1",
+        "platform_id": "S",
+        "version": "5.4",
+        "joined_at": SEALED["joined_at"],
+        "snapshot_started": shipped(1)[2]["snapshot_started"],
+        "verdict": "ok",
+        "sequence": 2,
+    }
+    first = {"fingerprint": PRODUCTION, "sequence": 1, "backup": None, "fenced": False, "accepted": True}
+    assert folded.generations == [first]
+    late = chain(
+        *((kind, name, {**data, "snapshot_started": None, "oldest_mtime": 0}) for kind, name, data in [shipped(1)])
+    )
+    assert ledger.fold(late).golden == []
+
+
 def test_an_empty_line_is_no_event() -> None:
     assert ledger.read(b"\n").problems and ledger.read(b"\n").events == ()
 
