@@ -189,7 +189,8 @@ class _Run:
     def _unfinished(self, names: t.Sequence[str]) -> list[str]:
         """Backups whose removal began and did not end."""
         bare = [name for name in names if not self.store.has_manifest(name)]
-        pruned = {event.subject for event in self.store.ledger.chain().events if event.kind == "pruned"} if bare else ()
+        # What was brought home again since is pruned no more, and may be a repair that was killed.
+        pruned = ledger.fold(self.store.ledger.chain().events).pruned if bare else ()
         return [name for name in bare if name in pruned or self.store.entry(name).state == "removing"]
 
     def _stale(self) -> dict[str, str]:

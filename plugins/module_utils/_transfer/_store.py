@@ -582,8 +582,13 @@ class LedgerFile:
             data = read_bytes(self.path)
         except FileNotFoundError:
             return ledger.Chain((), (), 0)
+        return self._read(data)
+
+    def _read(self, data: bytes) -> ledger.Chain:
+        """All events in these bytes; as far as the index knows them they are not checked again."""
         known = self.index.ledger_bytes
-        if not 0 < known <= len(data) or hashlib.sha256(data[:known]).hexdigest() != self.index.ledger_sha256:
+        whole = 0 < known <= len(data) and data[known - 1 : known] == b"\n"
+        if not whole or hashlib.sha256(data[:known]).hexdigest() != self.index.ledger_sha256:
             known = 0
         return ledger.read(data, known)
 
@@ -593,7 +598,8 @@ class LedgerFile:
             data = read_bytes(self.path)
         except FileNotFoundError:
             return 0, ""
-        chain = self.chain()
+        # Of the same bytes: somebody may be writing.
+        chain = self._read(data)
         whole = data[: len(data) - chain.torn]
         return (0, "") if chain.problems or not whole else (len(whole), hashlib.sha256(whole).hexdigest())
 

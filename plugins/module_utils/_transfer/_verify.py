@@ -232,7 +232,9 @@ def _verify_entry(
         if not verdict.reasons:
             _shape(data, [item.path for item in chosen], verdict)
             if request.record and right:
-                remember_reads(store, entry.id, right)
+                # Evidence, and no part of the proof: another run may be writing it at the same time.
+                with contextlib.suppress(OSError):
+                    remember_reads(store, entry.id, right)
     except OSError as error:
         verdict.reasons.append(Problem("UNREADABLE", f"{error.filename or data}: {error.strerror or error}"))
     verdict.verdict = "failed" if verdict.reasons else "ok"

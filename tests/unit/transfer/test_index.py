@@ -181,3 +181,35 @@ def test_since_when_everything_was_read(filler: Filler) -> None:
     assert since() == utc_seconds("2026-11-21T00:00:00Z")
     (filler.backups / filler.ids[2] / "reads.json").unlink()
     assert since() is None
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_an_index_made_while_an_event_is_written(filler: Filler, monkeypatch: pytest.MonkeyPatch, when: int) -> None:
+    """Another process is in the middle of an append at the first or the second of the two reads of accepted()."""
+    filler.publish()
+    filler.close()
+    path = filler.path / "ledger.jsonl"
+    store = ClusterStore.require(str(filler.path.parent))
+    whole = path.read_bytes()
+    line = ledger.make(
+        store.ledger.chain().head,
+        time="2026-11-22T00:00:00Z",
+        run_id="x",
+        kind="accepted",
+        subject="c",
+        data={"fingerprint": "f"},
+    ).line()
+    seen = []
+    real = _store.read_bytes
+
+    def reading(name: str) -> bytes:
+        if name == str(path):
+            seen.append(name)
+            path.write_bytes(whole + (line[:100] if len(seen) == when else line if len(seen) > when else b""))
+        return real(name)
+
+    monkeypatch.setattr(_store, "read_bytes", reading)
+    store.refresh_index()
+    monkeypatch.undo()
+    path.write_bytes(whole + line)  # the other process ended its write
+    assert len(ClusterStore.require(str(filler.path.parent)).ledger.trusted().events) == whole.count(b"\n") + 1

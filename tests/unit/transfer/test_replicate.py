@@ -20,11 +20,13 @@ import pytest
 from many_backups import CLUSTER, FINGERPRINT, Filler, golden
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, ledger, replication
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.notes import Saying
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pull, _replicate, _store, _verify
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import say
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._other import Site
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._parts import adopt, bundles, put, states
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
@@ -548,3 +550,30 @@ def test_it_waits_for_whoever_works_on_the_store(stores: Stores) -> None:
 
 def _start(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def test_a_pinned_copy_whose_repair_was_killed_is_no_unfinished_removal(stores: Stores, quick: None) -> None:
+    ids = stores.fill("ok", "ok", "ok", sealed=(golden(),))
+    stores.run()
+    policy = Policy(keep=1, failed_grace=0.0)
+    first = ids[0]
+    # it failed here, and (released) went with retention
+    stores.damage(first)
+    say(stores.store(), first, "released", Saying("j", "2026-11-22T00:00:00Z", "w"), True)
+    assert prune(stores.store(), PruneRequest(policy, need=0, run_id="p"), False).removed == [first]
+    # it came home again, and somebody pinned it
+    stores.run()
+    say(stores.store(), first, "pinned", Saying("j", "2026-11-22T00:00:00Z", "w"), True)
+    # it fails again; the run that repairs it dies
+    stores.damage(first)
+
+    def at(step: str) -> None:
+        if step == "bad data aside":
+            raise Killed
+
+    with pytest.raises(Killed):
+        stores.run(checkpoint=at)
+    (stores.second / stores.filler.cluster_id / "lock").unlink(missing_ok=True)
+    done = prune(stores.store(), PruneRequest(Policy(keep=1), need=0, run_id="p2"), False)
+    assert (done.removed, done.cleared) == ([], [])
+    assert os.path.isdir(os.path.join(stores.store().backups_path, first))

@@ -810,3 +810,21 @@ def _only(filler: Filler) -> Filler:
         if path != filler.path:
             shutil.rmtree(path)
     return filler
+
+
+def test_two_verifications_at_once_do_not_call_a_good_backup_failed(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = filler.publish("", sealed=())
+    filler.close()
+    real = os.replace
+
+    def replace(old: str, new: str) -> None:
+        if new.endswith("reads.json"):
+            monkeypatch.undo()
+            assert run(filler, run_id="other").verdicts[0].verdict == "ok"
+        real(old, new)
+
+    monkeypatch.setattr(os, "replace", replace)
+    assert run(filler, run_id="one").verdicts[0].verdict == "ok"
+    assert verdict_of(filler) == "ok" and name
