@@ -12,6 +12,7 @@ far as that can be seen: not empty, nothing but regular files, and quiet for a w
 
 from __future__ import annotations
 
+import collections
 import fnmatch
 import posixpath
 import stat
@@ -180,10 +181,17 @@ def _alias(session: Session, path: str, matches: set[str]) -> bool:
 
 def _unit(session: Session, name: str, group: t.Sequence[tuple[str, Attributes]], source: Source) -> Unit:
     walk = _Walk(session)
+    problem = path_problem(name.strip("/"))
+    if problem:
+        walk.refuse("BAD_NAME", f"{name!r}: its name {problem}.", "Rename it at the source.")
+        return Unit(name, (), tuple(walk.reasons), len(group))
+    # Of matches in several directories the paths say which file is whose.
+    together = posixpath.commonpath([posixpath.dirname(path) for path, _attributes in group])
     for path, attributes in group:
-        base = path if source.layout == "single" and stat.S_ISDIR(attributes.mode) else posixpath.dirname(path)
+        base = path if source.layout == "single" and stat.S_ISDIR(attributes.mode) else together
         walk.visit(path, attributes, base, path if stat.S_ISDIR(attributes.mode) else posixpath.dirname(path))
     items = tuple(sorted(walk.items, key=lambda item: item.path))
+    walk.refuse_twice()
     reasons = walk.reasons
     if not items and not reasons:
         reasons.append(
@@ -217,6 +225,17 @@ class _Walk:
         if message not in self._said:
             self._said.add(message)
             self.reasons.append(Reason(code, message, remedy, hard))
+
+    def refuse_twice(self) -> None:
+        """Two files that would get one path would overwrite one another."""
+        paths = collections.Counter(item.path for item in self.items)
+        twice = sorted(path for path, count in paths.items() if count > 1)
+        if twice:
+            self.refuse(
+                "LISTED_TWICE",
+                f"{len(twice)} of its paths are there more than once, {twice[0]} is the first.",
+                "Look at the directory at the source, and at the SFTP server there: no file system lists a name twice.",
+            )
 
     def visit(self, path: str, attributes: Attributes, base: str, root: str) -> None:
         """Take ``path`` if it is a regular file, everything below it if it is a directory; refuse anything else."""

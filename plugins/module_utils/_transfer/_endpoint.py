@@ -146,7 +146,12 @@ class LocalSession:
         return Attributes(found.st_size, found.st_mode, int(found.st_mtime))
 
     def listdir(self, path: str) -> list[tuple[str, Attributes]]:
-        return [(name, self.lstat(os.path.join(path, name))) for name in sorted(os.listdir(path))]
+        found = []
+        for name in sorted(os.listdir(path)):
+            # What vanished since is not there.
+            with contextlib.suppress(FileNotFoundError):
+                found.append((name, self.lstat(os.path.join(path, name))))
+        return found
 
     def realpath(self, path: str) -> str:
         real = os.path.realpath(path)
@@ -195,7 +200,7 @@ class SftpSession:
         except (EOFError, ProtocolError) as error:
             raise self._connection.lost(error) from None
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EACCES, errno.EIO):
+            if error.errno in (errno.ENOENT, errno.EACCES, errno.EIO, errno.EFBIG):
                 raise
             raise self._connection.lost(error) from None
 
@@ -266,12 +271,26 @@ def _small(path: str, data: bytes, limit: int) -> bytes:
     return data
 
 
+def without_links(pattern: str, path: str) -> str:
+    """A path of this host that ``pattern`` names or matches, without the symbolic links above its first wildcard.
+
+    Below that nobody but DSM (or whoever broke into its drop box) makes links, and those are not followed.
+    """
+    if not path.startswith("/"):
+        return path
+    parts, below = pattern.rstrip("/").split("/"), path.rstrip("/").split("/")
+    fixed = next((index for index, part in enumerate(parts) if set("*?[") & set(part)), len(parts) - 1)
+    if below[:fixed] != parts[:fixed]:
+        return path
+    return os.path.join(os.path.realpath("/".join(parts[:fixed]) or "/"), *below[fixed:])
+
+
 def check_local(path: str, store: str) -> None:
     """Refuse a local source that contains the store or lies in it (code SOURCE_IS_STORE)."""
     real, mine = os.path.realpath(path), os.path.realpath(store)
     if os.path.commonpath([real, mine]) in (real, mine):
         raise Refused(
-            f"The source {path} and the store {store} lie inside one another.",
+            f"The source {path} and {store}, where it is to go, lie inside one another.",
             "SOURCE_IS_STORE",
-            "Give the drop box a directory of its own, beside the store.",
+            "Give each a directory of its own, beside the other.",
         )

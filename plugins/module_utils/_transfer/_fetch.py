@@ -18,9 +18,11 @@ import re
 import sys
 import typing as t
 
+from .._core.manifest import path_problem
 from .._errors import DsmError, Refused
 from ._discover import Source, discover
-from ._endpoint import Endpoint, LocalEndpoint, SftpEndpoint
+from ._disk import read_bytes, write_atomically
+from ._endpoint import Endpoint, LocalEndpoint, SftpEndpoint, check_local, without_links
 from ._pool import Pool
 from ._progress import for_stream
 from ._pull import Progress, TransferPlan, TransferReport, pull
@@ -52,8 +54,11 @@ def fetch(
         hard = [reason for reason in units[0].reasons if reason.hard]
         if hard:
             raise Refused(f"{units[0].name} cannot be taken.", hard[0].code, reasons=hard)
+        if not source.endpoint.host:
+            check_local(units[0].name, directory)
         data = os.path.join(directory, "data")
         os.makedirs(data, mode=0o700, exist_ok=True)
+        _claim(directory, data, units[0].key(source.endpoint.host))
         plan = TransferPlan(
             endpoint=source.endpoint,
             items=units[0].items,
@@ -64,6 +69,23 @@ def fetch(
             round_trip=session.round_trip,
         )
         return pull(plan, progress or for_stream(os.path.basename(units[0].name), sys.stderr), pool)
+
+
+def _claim(directory: str, data: str, key: str) -> None:
+    """A directory is for one version of one backup: what landed of another one is never mixed with it."""
+    path = os.path.join(directory, "source")
+    try:
+        known = read_bytes(path).decode("ascii", "replace")
+    except FileNotFoundError:
+        known = "" if os.listdir(data) else key
+        if known:
+            write_atomically(path, key.encode("ascii"))
+    if known != key:
+        raise Refused(
+            f"{directory} holds something else: another backup, or what this one was before it changed at the source.",
+            "ANOTHER_BACKUP",
+            "Give an empty directory, or remove what is in this one.",
+        )
 
 
 def main(arguments: t.Sequence[str] | None = None) -> int:
@@ -83,6 +105,9 @@ def main(arguments: t.Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 0 <= options.rate_limit < float("inf"):
         parser.error(f"--rate-limit {options.rate_limit:g}: give bytes a second, or leave it out")
+    problem = path_problem(options.directory.strip("/") or "data")
+    if problem and problem != "leaves its directory":
+        parser.error(f"directory {options.directory!r} {problem}")
     remote = _REMOTE.match(options.source)
     endpoint: Endpoint = LocalEndpoint()
     if remote:
@@ -96,20 +121,24 @@ def main(arguments: t.Sequence[str] | None = None) -> int:
             )
         )
     try:
-        source = Source(endpoint, remote["path"] if remote else options.source, options.layout)
+        path = remote["path"] if remote else without_links(options.source, options.source)
+        source = Source(endpoint, path, options.layout)
         report = fetch(source, options.directory, workers=options.workers, rate_limit=options.rate_limit)
+        for name, sha256 in sorted(report.sha256.items()):
+            sys.stdout.write(f"{sha256}  {os.path.join(options.directory, 'data', name)}\n")
+        sys.stdout.flush()
     except DsmError as error:
         told = error.as_result()
         sys.stderr.write(f"fetch: {told['msg']}\nWhat to do: {told['remedy']}\n")
         return 1
     except OSError as error:
-        sys.stderr.write(f"fetch: {error.filename or options.directory}: {error.strerror or error}.\n")
+        sys.stderr.write(f"fetch: {error.filename or 'stdout'}: {error.strerror or error}.\n")
+        # What could not be written is not tried again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("\nfetch: stopped. Run the same again: what has landed is checked and used.\n")
         return 130
-    for path, sha256 in sorted(report.sha256.items()):
-        sys.stdout.write(f"{sha256}  {os.path.join(options.directory, 'data', path)}\n")
     return 0
 
 

@@ -88,7 +88,8 @@ class TransferReport:
     """What a transfer did.
 
     ``bytes`` were received, of which ``resent`` came for nothing or again: over connections that were lost, by a slower
-    worker, and (at most so many) what a run or a worker that died had begun. ``reused`` were on the disk already and
+    worker, by one that died (without its last tenth of a second), and what a run that died had begun, which is at least
+    what it had received. ``reused`` were on the disk already and
     right. ``workers`` connections at most at the same time, ``peak_rss`` bytes of memory of all processes together
     (pages that they share counted once).
     """
@@ -145,6 +146,15 @@ def local_failure(directory: str, error: OSError) -> Refused:
         f"{error.filename or directory}: {error.strerror or error}.",
         "TRANSFER_FAILED",
         "Check the disk of the store, then run again.",
+    )
+
+
+def _damaged(path: str, end: int) -> Refused:
+    return Refused(
+        f"{path}: bytes before {end} are not those that arrived: they were damaged in memory or on the disk of this "
+        "host, or the source sent two versions of them.",
+        "DAMAGED",
+        "Check the memory and the disk of the store, then run again. What had landed was thrown away.",
     )
 
 
@@ -210,12 +220,7 @@ class _WholeHash:
                 part.update(piece)
             self._at += len(piece)
         if self._at < end or (part is not None and part.hexdigest() != sha256):
-            raise Refused(
-                f"{item.path}: bytes before {end} are not those that arrived: they were damaged in memory or on the "
-                "disk of this host.",
-                "DAMAGED",
-                "Check the memory and the disk of the store, then run again. What had landed was thrown away.",
-            )
+            raise _damaged(item.path, end)
         if not self._transfer.push:
             # The disk begins with it now, not all at the end when everybody waits for it.
             os.posix_fadvise(self._descriptor, begun, end - begun, os.POSIX_FADV_DONTNEED)
@@ -257,6 +262,8 @@ class _Transfer:
         #: bytes that workers received
         self.received = 0
         self.doubled = 0
+        #: ranges that two workers had, and what the first one brought
+        self.twice: dict[int, tuple[Range, str]] = {}
         #: when the first connection was up
         self.up = 0.0
         limit = max(1, min(transfer.workers, len(pool.alive)))
@@ -282,6 +289,7 @@ class _Transfer:
                     member.end()
             raise
         self._rest()
+        self._look_at_what_came_twice()
         again = max(0, self.received - self.report.bytes)
         self.report.bytes += again
         self.report.resent += again
@@ -289,6 +297,17 @@ class _Transfer:
         self.report.seconds = time.monotonic() - started
         self.report.peak_rss = max(self.report.peak_rss, self._memory())
         return self.report
+
+    def _look_at_what_came_twice(self) -> None:
+        """The slower one of two workers may have written after the range of the faster one was hashed."""
+        for item, sha256 in self.twice.values():
+            path = self.transfer.items[item.file].path
+            if sha256 and not self.transfer.push:
+                with open(os.path.join(self.transfer.directory, path), "rb") as file:
+                    file.seek(item.offset)
+                    found = hashlib.sha256(file.read(item.length)).hexdigest()
+                if found != sha256:
+                    raise _damaged(path, item.end)
 
     def _go(self) -> None:
         with contextlib.closing(self.whole):
@@ -396,6 +415,7 @@ class _Transfer:
             if item is not None:
                 given.append(item)
                 self.doubled += 1
+                self.twice[item.number] = (item, "")
         if given:
             if not held:
                 line.spoke = time.monotonic()
@@ -486,6 +506,8 @@ class _Transfer:
         if item is None:
             return
         self.whole.expect(item, message.sha256)
+        if message.number in self.twice:
+            self.twice[message.number] = (item, message.sha256)
         if item.sha256:
             self.report.reused += item.length
         else:
@@ -551,8 +573,7 @@ class _Transfer:
         self.memory.pop(member.number, None)
         if member.number not in self.lines:
             return
-        # It cannot be asked any more what it had received.
-        self.report.resent += sum(item.length for item in self.plan.give_back(member.number) if not item.sha256)
+        self.plan.give_back(member.number)
         del self.lines[member.number]
         self.report.notes.append(f"A worker (process {member.pid}) died: {how}.")
         self.growth.lost(max(1, len(self.lines)))

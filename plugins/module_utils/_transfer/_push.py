@@ -20,7 +20,7 @@ import time
 import typing as t
 
 from .._errors import DsmError, Refused
-from ._sftp import Attributes, ProtocolError, encode, status_error, text
+from ._sftp import Attributes, ProtocolError, encode, handle_of, status_error, text
 from ._ssh import Connection
 from ._stream import BUDGET, REQUEST, Landing
 
@@ -160,7 +160,7 @@ class SftpWriter:
             raise ProtocolError("an answer does not belong to a request")
         asked, file, item, size = self._asked.pop(number)
         if asked == _OPEN and kind == _HANDLE:
-            file.handle = body
+            file.handle = handle_of(body)
             return
         if kind != _STATUS:
             raise ProtocolError(f"packet type {kind} is no answer to a request of type {asked}")

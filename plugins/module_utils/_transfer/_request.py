@@ -11,14 +11,13 @@ Whatever cannot be meant is refused here, all of it at once.
 
 from __future__ import annotations
 
-import os
 import typing as t
 
 from .._core.manifest import Sealed
 from .._core.strict import SHA256, utc_seconds
 from .._errors import Reason, Refused
 from ._discover import Source
-from ._endpoint import Endpoint, LocalEndpoint, SftpEndpoint
+from ._endpoint import Endpoint, LocalEndpoint, SftpEndpoint, without_links
 from ._ship import Cluster, ShipRequest
 from ._ssh import SshTarget
 from ._stage import StageRequest
@@ -68,7 +67,7 @@ def ship_request(
         store=options["store"],
         cluster=Cluster(cluster["fingerprint"], cluster["uid"], cluster["version"], tuple(members)),
         sources=tuple(
-            Source(endpoint(source, options), _path(source), source["layout"], source.get("hashes") or {})
+            Source(endpoint(source, options), _resolved(source, source["path"]), source["layout"], _hashes(source))
             for source in options["sources"]
         ),
         sealed_for=tuple(
@@ -118,17 +117,12 @@ def endpoint(source: Options, options: Options) -> Endpoint:
     return SftpEndpoint(_target(source, options)) if source.get("host") else LocalEndpoint()
 
 
-def _path(source: Options) -> str:
-    """The path of a source; of a local one without the symbolic links above its first wildcard.
+def _resolved(source: Options, path: str) -> str:
+    return path if source.get("host") else without_links(source["path"], path)
 
-    Below that nobody but DSM (or whoever broke into its drop box) makes links, and those are not followed.
-    """
-    path = str(source["path"])
-    if source.get("host") or not path.startswith("/"):
-        return path
-    parts = path.rstrip("/").split("/")
-    fixed = next((index for index, part in enumerate(parts) if set("*?[") & set(part)), len(parts) - 1)
-    return os.path.join(os.path.realpath("/".join(parts[:fixed]) or "/"), *parts[fixed:])
+
+def _hashes(source: Options) -> dict[str, str]:
+    return {_resolved(source, path): sha256 for path, sha256 in (source.get("hashes") or {}).items()}
 
 
 def _target(login: Options, options: Options) -> SshTarget:

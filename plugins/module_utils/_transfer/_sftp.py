@@ -36,8 +36,8 @@ LONGEST = 261120
 DEPTH = 32
 #: Questions for the next entries of a directory that are under way together, at first and at most.
 LISTED_TOGETHER = 2, 8
-#: Entries of one directory. A server that lists without end must not fill the memory.
-MOST_LISTED = 1_000_000
+#: Entries of one directory, and characters of their names. A server that lists without end must not fill the memory.
+MOST_LISTED, LONGEST_LISTING = 1_000_000, 64 << 20
 
 Sink = t.Callable[[int, memoryview], None]
 #: (name, attributes) of one directory entry
@@ -101,6 +101,13 @@ def parse_attributes(body: bytes) -> Attributes:
 def status_error(body: bytes, path: str) -> Exception:
     """What a STATUS packet (behind the number of its request) says: :class:`EndOfFile` or an OSError."""
     return _status_error(_Reader(body), path)
+
+
+def handle_of(body: bytes) -> bytes:
+    """The handle in a HANDLE packet (behind the number of its request), as requests carry it."""
+    if not 4 < len(body) <= 4 + 256 or int.from_bytes(body[:4], "big") != len(body) - 4:
+        raise ProtocolError("a malformed handle")
+    return body
 
 
 class _Reader:
@@ -316,12 +323,14 @@ class Sftp:
         entries: list[Listed] = []
         together, most = LISTED_TOGETHER
         try:
-            known = 0
+            known = size = 0
             while self._list_on(handle, path, together, entries):
                 if len(entries) == known:
                     raise ProtocolError("a listing that brings nothing and does not end")
-                if len(entries) > MOST_LISTED:
-                    raise OSError(errno.EFBIG, f"it has more than {MOST_LISTED} entries", path)
+                size += sum(len(name) for name, _attributes in entries[known:])
+                if len(entries) > MOST_LISTED or size > LONGEST_LISTING:
+                    what = f"it has more than {MOST_LISTED} entries, or names of more than {LONGEST_LISTING} characters"
+                    raise OSError(errno.EFBIG, what, path)
                 known, together = len(entries), min(most, 2 * together)
         finally:
             # Whether that went well changes nothing, and waiting for it is a round trip.

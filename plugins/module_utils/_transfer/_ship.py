@@ -270,6 +270,8 @@ class _Run:
                     "Check the path of the source, and whether the backup job of the cluster ran at all.",
                 )
             )
+        # What two sources name is one backup, and would count as two copies.
+        jobs = list({job.key: job for job in jobs}.values())
         jobs.sort(key=lambda job: (job.unit.newest, job.unit.name))
         self._claim(jobs)
         return jobs

@@ -156,7 +156,7 @@ def dial(target: SshTarget) -> Dialled | None:
             return None
         family, kind, protocol, _name, address = found[0]
         sock = socket.socket(family, kind, protocol)
-    except OSError:
+    except (OSError, UnicodeError):
         return None
     sock.setblocking(False)
     try:
@@ -363,9 +363,10 @@ def _negotiate(
             "SSH_REFUSED",
             "Check the address and port, and that sshd runs there.",
         ) from None
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        # A name with an empty or an endless part is no name, and is not even asked for.
         raise Refused(
-            f"{target.host} port {target.port} cannot be reached: {error}.",
+            f"{target.host!r} port {target.port} cannot be reached: {error}.",
             "SSH_UNREACHABLE",
             "Check the name, the route and the firewall between the store and that host.",
         ) from None

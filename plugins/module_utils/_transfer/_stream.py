@@ -22,7 +22,17 @@ import time
 import typing as t
 
 from ._changed import changed, same_file
-from ._sftp import Attributes, EndOfFile, ProtocolError, Sftp, encode, parse_attributes, status_error, text
+from ._sftp import (
+    Attributes,
+    EndOfFile,
+    ProtocolError,
+    Sftp,
+    encode,
+    handle_of,
+    parse_attributes,
+    status_error,
+    text,
+)
 
 _CLOSE, _OPEN, _READ, _FSTAT = 4, 3, 5, 8
 _STATUS, _HANDLE, _DATA, _ATTRS = 101, 102, 103, 105
@@ -324,7 +334,7 @@ class Stream:
             if asked != _CLOSE:
                 raise status_error(body, file.path)
         elif asked == _OPEN and kind == _HANDLE:
-            file.handle = body
+            file.handle = handle_of(body)
             self._call(_FSTAT, file.handle, file, None)
             for landing in file.complete:
                 self._seal(landing)

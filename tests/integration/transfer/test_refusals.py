@@ -631,6 +631,23 @@ def test_servers_with_other_ciphers_and_with_rekeying(site: Site, own_server: Ca
     assert result.changed and result.bytes == path.stat().st_size, result.output
 
 
+@pytest.mark.parametrize("host", ["127.0.0..1", "a" * 64 + ".example"])
+def test_a_host_name_that_is_none_stops_no_other_source(site: Site, host: str) -> None:
+    site.deliver()
+    good, bad = site.sshd.login(path=f"{site.source}/*"), site.sshd.login(path="/x", host=host)
+    for sources in ([good, bad], [bad, good]):
+        refused(site.ship(sources=sources), "SSH_UNREACHABLE")
+        assert len(site.published()) == 1
+
+
+def test_hashes_of_a_drop_box_below_a_link_are_compared(site: Site, tmp_path: Path) -> None:
+    archive = site.deliver()
+    (tmp_path / "link").symlink_to(site.source)
+    told = {f"{tmp_path}/link/{archive.name}": "0" * 64}
+    refused(site.ship(sources=[{"path": f"{tmp_path}/link/*", "hashes": told}]), "SOURCE_HASH")
+    assert not site.published()
+
+
 @pytest.mark.parametrize(
     ("allowed", "chosen"),
     [

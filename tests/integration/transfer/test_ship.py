@@ -28,7 +28,11 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer impo
     _ssh,
 )
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._discover import Source
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import Session, SftpEndpoint
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import (
+    LocalEndpoint,
+    Session,
+    SftpEndpoint,
+)
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._fetch import fetch
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pool import Member, Pool
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import Sftp
@@ -229,17 +233,81 @@ def test_the_engine_without_a_store_shows_how_far_it_is(site: Site, capfd: pytes
     assert again.bytes == 0 and again.reused == archive.stat().st_size and again.sha256 == report.sha256
 
 
+def test_overlapping_sources_are_one_backup(site: Site) -> None:
+    site.deliver()
+    overlapping = [site.sshd.login(path=f"{site.source}/{end}") for end in ("*", "sdkms*")]
+    with pytest.raises(KeyboardInterrupt):
+        site.run(sources=overlapping, checkpoint=interrupt("pulled"))
+    for _again in range(2):
+        assert not site.ship(sources=overlapping).failed
+        assert len(site.published()) == 1
+
+
+def interrupt(wanted: str) -> Callable[[str], None]:
+    def step(name: str) -> None:
+        if name == wanted:
+            raise KeyboardInterrupt
+
+    return step
+
+
+def test_files_of_one_name_of_several_nodes_are_one_backup(site: Site) -> None:
+    for node in ("n1", "n2"):
+        (site.source / node).mkdir()
+        (site.source / node / "data.db").write_bytes(os.urandom(100_000))
+        site.at(site.source / node / "data.db", 600)
+    assert not site.ship(sources=[site.sshd.login(path=f"{site.source}/*/data.db", layout="together")]).failed
+    (manifest,) = site.published().values()
+    found = {entry.path: entry.sha256 for entry in manifest.files}
+    assert found == {
+        f"{node}/data.db": hashlib.sha256((site.source / node / "data.db").read_bytes()).hexdigest()
+        for node in ("n1", "n2")
+    }
+
+
+@pytest.mark.parametrize("size", [4_000_000, 8_000_000])
+def test_a_directory_is_for_one_version_of_one_backup(tmp_path: Path, size: int) -> None:
+    """What was interrupted goes on, but never with what the source became meanwhile."""
+    source, out = tmp_path / "backup", tmp_path / "out"
+    first = os.urandom(8_000_000)
+    source.write_bytes(first)
+
+    def stop(done: int, _total: int, _workers: int) -> None:
+        if done > 2_000_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(Source(LocalEndpoint(), str(source)), str(out), workers=2, progress=stop)
+    moment = source.stat().st_mtime
+    source.write_bytes(os.urandom(size))
+    os.utime(source, (1, 1))
+    with pytest.raises(Refused, match="holds something else"):
+        fetch(Source(LocalEndpoint(), str(source)), str(out), workers=2)
+    source.write_bytes(first)
+    os.utime(source, (moment, moment))
+    fetch(Source(LocalEndpoint(), str(source)), str(out), workers=2)
+    assert (out / "data" / "backup").read_bytes() == first
+    stranger = tmp_path / "stranger"
+    (stranger / "data").mkdir(parents=True)
+    (stranger / "data" / "backup").write_bytes(b"mine")
+    with pytest.raises(Refused, match="holds something else"):
+        fetch(Source(LocalEndpoint(), str(source)), str(stranger), workers=2)
+    with pytest.raises(Refused) as caught:
+        fetch(Source(LocalEndpoint(), str(out / "data" / "backup")), str(out), workers=2)
+    assert caught.value.code == "SOURCE_IS_STORE" and (stranger / "data" / "backup").read_bytes() == b"mine"
+
+
 class Terminal:
     """The command line of the engine, with a terminal for what it says to a person."""
 
-    def __init__(self, collections: Path, *words: str) -> None:
+    def __init__(self, collections: Path, *words: str, stdout: str = "") -> None:
         self.screen, theirs = pty.openpty()
         # As in front of a person, also where this test was begun in the background, where Ctrl-C is ignored.
         argv = ["env", "--default-signal=INT", sys.executable, "-m", _fetch.__name__, *words]
         environment = {**os.environ, "PYTHONPATH": str(collections), "SSH_AUTH_SOCK": ""}
         self.process = subprocess.Popen(
             argv,
-            stdout=subprocess.PIPE,
+            stdout=os.open(stdout, os.O_WRONLY) if stdout else subprocess.PIPE,
             stderr=theirs,
             env=environment,
             text=True,
@@ -285,6 +353,13 @@ def test_at_a_terminal_there_is_a_bar_and_what_was_interrupted_goes_on(site: Sit
     fetched = Terminal(collections, place, str(tmp_path), *login, *known)
     code, told = fetched.end()
     assert code == 0 and f"\r{archive.name} [{'#' * 24}]" in fetched.shown and "Traceback" not in fetched.shown
+    full = Terminal(collections, place, str(tmp_path), *login, *known, stdout="/dev/full")
+    assert full.end()[0] == 1 and "stdout: No space left" in full.shown and "Traceback" not in full.shown
+    wrong = Terminal(collections, place, f"{tmp_path}/a\nb", *login, *known)
+    assert wrong.end() == (2, "") and "control characters" in wrong.shown
+    (tmp_path / "link").symlink_to(archive.parent)
+    linked = Terminal(collections, str(tmp_path / "link" / archive.name), str(tmp_path / "linked"))
+    assert linked.end()[0] == 0
     checked = subprocess.run(["sha256sum", "-c"], input=told, capture_output=True, text=True, check=True)
     assert checked.stdout == f"{tmp_path / 'data' / archive.name}: OK\n"
     assert (tmp_path / "data" / archive.name).read_bytes() == archive.read_bytes()

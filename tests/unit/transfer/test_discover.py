@@ -97,6 +97,52 @@ def test_a_real_tree_that_is_deeper_than_any_stack_is_refused(tmp_path: Path, mo
     subprocess.run(["rm", "-r", str(top)], check=True)
 
 
+class Twice(LocalSession):
+    """A server that lists every name twice."""
+
+    def listdir(self, path: str) -> list[tuple[str, Attributes]]:
+        return [entry for entry in super().listdir(path) for _again in range(2)]
+
+
+def test_a_name_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "f").write_bytes(b"x")
+    (unit,) = discover(Twice(), Source(LocalEndpoint(), f"{tmp_path}/d"))
+    assert [reason.code for reason in unit.reasons] == ["LISTED_TWICE"] and unit.reasons[0].remedy
+
+
+def test_files_of_one_name_in_several_directories_keep_apart(tmp_path: Path) -> None:
+    for node in ("n1", "n2"):
+        (tmp_path / node).mkdir()
+        (tmp_path / node / "data.db").write_bytes(b"x")
+    (unit,) = discover(LocalSession(), Source(LocalEndpoint(), f"{tmp_path}/*/data.db", "together"))
+    assert [item.path for item in unit.items] == ["n1/data.db", "n2/data.db"] and not unit.reasons
+    (alone,) = discover(LocalSession(), Source(LocalEndpoint(), f"{tmp_path}/n1/*", "together"))
+    assert [item.path for item in alone.items] == ["data.db"]
+
+
+@pytest.mark.parametrize("name", [b"a\xff", b"a\nb", b"a\x1b[2J"])
+def test_a_directory_of_a_bad_name_is_refused_and_no_other(tmp_path: Path, name: bytes) -> None:
+    bad = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+    for directory in (bad, tmp_path / "good"):
+        directory.mkdir()
+        (directory / "data.db").write_bytes(b"x")
+    units = discover(LocalSession(), Source(LocalEndpoint(), f"{tmp_path}/*"))
+    codes = {unit.name: [reason.code for reason in unit.reasons] for unit in units}
+    assert codes == {str(bad): ["BAD_NAME"], str(tmp_path / "good"): []}
+    assert all(reason.message.isprintable() for unit in units for reason in unit.reasons)
+
+
+def test_what_vanishes_while_a_directory_is_listed_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "backup").write_bytes(b"x")
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: [*listdir(path), "gone"])
+    units = discover(LocalSession(), Source(LocalEndpoint(), f"{tmp_path}/*"))
+    assert [unit.name for unit in units] == [f"{tmp_path}/backup"]
+
+
 def test_a_name_without_wildcards_is_asked_for_itself(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
     session = Asked(kinds=True)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any, Callable, Iterator, Mapping
 
 import pytest
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pull
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._discover import Item
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint
@@ -230,6 +232,39 @@ def test_what_came_for_nothing_is_counted_whoever_received_it_and_however_late_i
     ]
     report = crowd.transfer.run()
     assert crowd.said == [] and (report.bytes, report.resent) == (170, 70)
+
+
+def test_what_a_worker_had_told_before_it_died_is_counted_once(tmp_path: Path) -> None:
+    crowd = Crowd(tmp_path, size=100)
+    crowd.transfer.journal.close()
+    crowd.transfer.lines.clear()
+    crowd.grow_to(2)
+    crowd.said = [
+        (1, Connected(0.02)),
+        (1, Alive(40, 0)),
+        (1, None),
+        (0, Connected(0.02)),
+        (0, Alive(100, 0)),
+        (0, Landed(2, hashlib.sha256(bytes(100)).hexdigest())),
+        (0, Alive(0, 0)),
+        (0, Resting(1)),
+        # Somebody came in its place.
+        (1, Resting(1)),
+    ]
+    report = crowd.transfer.run()
+    assert (report.bytes, report.resent) == (140, 40)
+
+
+@pytest.mark.parametrize("late", [b"", b"\1"])
+def test_what_comes_late_over_the_slower_of_two_is_found(tmp_path: Path, late: bytes) -> None:
+    """It may write after the range of the faster one was hashed."""
+    crowd = Crowd(tmp_path, size=100)
+    (tmp_path / "backup").write_bytes(late.ljust(100, b"\0"))
+    item = Range(1, 0, 0, 100)
+    crowd.transfer.twice = {1: (item, hashlib.sha256(bytes(100)).hexdigest()), 2: (item, "")}
+    with pytest.raises(Refused) if late else contextlib.nullcontext():
+        crowd.transfer._look_at_what_came_twice()
+    crowd.transfer.journal.close()
 
 
 def test_whoever_does_not_rest_in_time_is_killed(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:

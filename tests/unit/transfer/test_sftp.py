@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import random
 import struct
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _sftp
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import SftpSession
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import (
     EndOfFile,
     ProtocolError,
@@ -256,6 +259,21 @@ def test_a_listing_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(OSError, match="more than 100 entries") as caught:
         sftp.listdir("/d")
     assert caught.value.filename == "/d" and server.given < 120 and sftp.lstat("/d").size == 7
+
+
+def test_names_without_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sftp, "LONGEST_LISTING", 600)
+    server = Pieces(10**9, 1)
+    with pytest.raises(OSError, match="more than 600 characters"):
+        Sftp(server).listdir("/d")
+    assert server.given < 120
+
+
+def test_a_directory_that_is_too_large_is_no_fault_of_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sftp, "MOST_LISTED", 100)
+    connection: Any = SimpleNamespace(open_sftp=lambda _meanwhile: Sftp(Pieces(10**9, 1)))
+    with pytest.raises(OSError, match="more than 100 entries"):
+        SftpSession(connection).listdir("/d")
 
 
 def test_a_listing_that_brings_nothing_for_ever_is_given_up() -> None:

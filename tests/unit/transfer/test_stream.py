@@ -185,6 +185,15 @@ def one(tmp_path: Path, content: bytes) -> list[Landing]:
     return [Landing(1, 0, 0, len(content), target(tmp_path, "f", len(content)))]
 
 
+def test_a_handle_that_is_none_is_not_waited_for(tmp_path: Path) -> None:
+    class Liar(Server):
+        def _answer(self, kind: int, body: bytes) -> bytes:
+            return packet(102, body[:4] + text(b"")) if kind == 3 else super()._answer(kind, body)
+
+    with pytest.raises(ProtocolError):
+        run(Liar({"/f": b"x"}), one(tmp_path, b"x"), {"/f": b"x"})
+
+
 def test_what_a_lost_connection_delivered_is_not_asked_for_again(tmp_path: Path) -> None:
     content = random.Random(3).randbytes(500_000)
     (landing,) = one(tmp_path, content)
