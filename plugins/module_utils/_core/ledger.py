@@ -14,7 +14,7 @@ what is newer, the clock never does.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Container, Iterable, Mapping, Sequence
 
 from .manifest import Sealed
@@ -64,7 +64,13 @@ _UNDONE_BY = {
     "restored": ("trial_reset",),
     "expanded": ("trial_reset",),
     "trial_reset": ("trial_created",),
+    "verified": ("shipped", "pruned"),
+    "pruned": ("shipped",),
 }
+#: What a verification finds again in every slice, or in the slice that has the file.
+_SEEN_BY_SLICES = frozenset(
+    ("CORRUPT", "EXTRA_FILE", "MISSING_FILE", "NOT_A_FILE", "TAMPERED", "UNREADABLE", "WRONG_SIZE")
+)
 _EVENT = {
     "sequence": int,
     "time": str,
@@ -327,15 +333,21 @@ def verdicts(events: Iterable[Event]) -> dict[str, str]:
 
 class _Verdicts:
     """What verifications change. One that read a slice proves nothing about the rest, unless it failed; when all slices
-    of the same bytes were found right one after the other, and nothing failed in between, that is the whole."""
+    of the same bytes were found right one after the other, and nothing failed in between, that is the whole.
+
+    Whatever failed for a reason that no slice can see (how files fit together) has to be read as a whole again.
+    """
 
     def __init__(self) -> None:
+        #: subjects that slices cannot lift
+        self._whole_only: set[str] = set()
         #: subject -> what its slices are slices of, and those that were found right
         self._right: dict[str, tuple[object, set[int]]] = {}
 
     def forget(self, subject: str) -> None:
         """Nothing that was found before counts any more."""
         self._right.pop(subject, None)
+        self._whole_only.discard(subject)
 
     def change(self, event: Event) -> dict[str, Any]:
         """What an event ``verified`` changes of what is known of its subject."""
@@ -343,12 +355,15 @@ class _Verdicts:
         verdict = data.get("verdict", "failed")
         if verdict == "ok" and data.get("partial") and not self._whole(event.subject, data):
             return {"checked_at": event.time}
+        blind = event.subject in self._whole_only
         self.forget(event.subject)
+        if verdict != "ok" and (blind or not _SEEN_BY_SLICES.issuperset(data.get("codes") or [""])):
+            self._whole_only.add(event.subject)
         return {"verdict": verdict, "verified_at": event.time}
 
     def _whole(self, subject: str, data: Mapping[str, Any]) -> bool:
         number, slices = data.get("slice"), data.get("slices")
-        if not isinstance(number, int) or not isinstance(slices, int):
+        if not isinstance(number, int) or not isinstance(slices, int) or subject in self._whole_only:
             return False
         # Which files a slice has follows from these, so that the number of slices with a file is enough to know.
         of = (data.get("digest"), data.get("turns"), slices)
@@ -400,21 +415,30 @@ def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
     return {"addresses": list(data.get("addresses") or []), "host_id": data.get("host_id") or ""}
 
 
+def copy_of_record(backup_id: str, backup: Mapping[str, Any]) -> Copy:
+    """The facts that decide openability, as the ledger has them of a backup that was shipped."""
+    sealed_for = tuple(
+        Sealed(
+            node=item.get("node", ""),
+            platform_id=item.get("platform_id") or "",
+            version=item.get("version") or "",
+            joined_at=item.get("joined_at"),
+            member=bool(item.get("member")),
+        )
+        for item in backup.get("sealed_for") or []
+    )
+    return Copy(backup_id, backup.get("snapshot_started"), backup.get("oldest_mtime"), sealed_for)
+
+
 def _golden(backups: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every pair (backup, node) whose snapshot started while the node was a verified member, oldest first."""
     golden = []
     # Numbers decide: a second store records the newest first.
     for backup_id, backup in sorted(backups.items()):
-        for item in backup.get("sealed_for") or []:
-            sealed = Sealed(
-                node=item.get("node", ""),
-                platform_id=item.get("platform_id") or "",
-                version=item.get("version") or "",
-                joined_at=item.get("joined_at"),
-                member=bool(item.get("member")),
-            )
-            copy = Copy(backup_id, backup.get("snapshot_started"), backup.get("oldest_mtime"), (sealed,))
-            pair = classify(copy, sealed.node, platform_id=sealed.platform_id, version=sealed.version)
+        copy = copy_of_record(backup_id, backup)
+        for sealed in copy.sealed_for:
+            one = replace(copy, sealed_for=(sealed,))
+            pair = classify(one, sealed.node, platform_id=sealed.platform_id, version=sealed.version)
             if pair.kind == "golden":
                 golden.append(
                     {

@@ -101,7 +101,8 @@ def sync_directory(path: str) -> None:
 
 def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
     """Replace a file as a whole and durably. Raises :class:`Refused` (code STORE_FULL) or OSError."""
-    temporary = f"{path}.new"
+    # Two processes may write the same file.
+    temporary = f"{path}.{os.getpid()}.new"
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as file:

@@ -89,6 +89,19 @@ def keep(store: ClusterStore, folded: ledger.Folded, entries: t.Iterable[Entry])
     return found
 
 
+def usable(store: ClusterStore) -> list[Entry]:
+    """Published backups that nobody found broken: no verification, and no ledger that knows other bytes of them."""
+    events = store.ledger.chain().events
+    verdicts, backups = ledger.verdicts(events), ledger.fold(events).backups
+    return [
+        entry
+        for entry in store.entries()
+        if entry.manifest is not None
+        and verdicts.get(entry.id, "ok") == "ok"
+        and backups.get(entry.id, {}).get("digest", entry.manifest.digest) == entry.manifest.digest
+    ]
+
+
 def read_reads(store: ClusterStore, backup_id: str) -> dict[str, str]:
     """Path -> when the file was last read in full and found right (UTC); what is not understood was never read."""
     try:
@@ -134,11 +147,12 @@ def _item(
     manifest = one.entry.manifest
     holds = one.notes.holds(now)
     holds.extend(problem for problem in one.problems if problem.code in NOT_OURS or problem.code == "NOTES_UNREADABLE")
-    opens: list[tuple[str, str]] = []
+    # Of a wreck the ledger still knows who could open it, and it may be repaired.
+    known = folded.backups.get(one.entry.id, {})
+    copy = copy_of(manifest) if manifest is not None else ledger.copy_of_record(one.entry.id, known)
+    pairs = [(sealed.node, classify(copy, sealed.node, proved=proved).kind) for sealed in copy.sealed_for]
+    opens = [pair for pair in pairs if pair[1] != "impossible"]
     if manifest is not None:
-        copy = copy_of(manifest)
-        pairs = [(sealed.node, classify(copy, sealed.node, proved=proved).kind) for sealed in manifest.sealed_for]
-        opens = [pair for pair in pairs if pair[1] != "impossible"]
         size = manifest.bytes
         early, late = retention.bounds(utc_seconds(manifest.published_at), manifest.source["clock_skew"])
     else:

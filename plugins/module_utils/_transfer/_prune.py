@@ -129,6 +129,8 @@ class _Run:
         self.policy = request.policy
         self.lease: Lease | None = None
         self.whole_run_locked = False
+        #: events of the ledger that the plan knows
+        self.events_seen = 0
 
     def go(self) -> None:
         """Look, tidy up, plan, remove."""
@@ -219,6 +221,7 @@ class _Run:
         self.result.accepted = refuse_unless_accepted(
             doubts, self.request.accept, "What happened in this store is not known; nothing was removed."
         )
+        self.events_seen = len(chain.events)
         folded = ledger.fold(chain.events)
         found = items(self.store, keep(self.store, folded, entries), folded, now)
         if self.request.require:
@@ -235,7 +238,7 @@ class _Run:
             floor = [
                 one.item.id
                 for one in plan.decisions
-                if one.item.id not in looked_at and any(reason.code == "FLOOR" for reason in one.reasons)
+                if one.item.id not in looked_at and any(reason.code in ("FLOOR", "LAST_PAIR") for reason in one.reasons)
             ]
             wrecks = {name: problem for name in floor for problem in [lacking(self.store, by_id[name])] if problem}
             looked_at.update(floor)
@@ -306,12 +309,28 @@ class _Run:
             for now in items(self.store, keep(self.store, nothing, [self.store.entry(name)]), nothing, time.time()):
                 for hold in now.holds:
                     raise Refused(f"{hold.message}.", hold.code, "It was said after the plan was made: it stays.")
+            self._refuse_if_less_stays()
             self.request.checkpoint("chosen")
             if self.lease is not None:
                 self.lease.confirm()
                 self.lease.renew()
             self.store.unpublish(name)
         self.request.checkpoint("unpublished")
+
+    def _refuse_if_less_stays(self) -> None:
+        """A verification may have found meanwhile that something is bad that was to stay (code STAYING_FAILED)."""
+        if self.result.plan is None or self.store.ledger.length() == self.events_seen:
+            return
+        events = self.store.ledger.trusted().events
+        backups = ledger.fold(events).backups
+        for one in self.result.plan.decisions:
+            if not one.remove and one.item.verdict == "ok" and backups.get(one.item.id, {}).get("verdict") == "failed":
+                raise Refused(
+                    f"{one.item.id}, which was to stay, failed a verification after the plan was made.",
+                    "STAYING_FAILED",
+                    "Run again: the plan is made anew.",
+                )
+        self.events_seen = len(events)
 
     def _finish(self, chosen: t.Mapping[str, t.Sequence[str]]) -> list[str]:
         """Remove the data of what is un-published, record it, then remove its directory. Returns what is gone."""

@@ -28,6 +28,7 @@ from ._changed import changed
 from ._discover import LOOK_AGAIN, Source, Unit, check_pattern, discover, expand, settle, tidy
 from ._disk import make_directory, read_bytes, remove_tree, store_full, write_atomically
 from ._endpoint import LocalEndpoint, LocalSession, Session, check_local
+from ._keeping import usable
 from ._policy import first_workers, pause
 from ._pool import Pool
 from ._progress import Lines
@@ -404,21 +405,20 @@ class _Run:
 
         One that a run published and died before recording it is recorded now.
         """
-        events = self.store.ledger.chain().events
-        verdicts = ledger.verdicts(events)
         recorded = set()
-        for event in events:
+        for event in self.store.ledger.chain().events:
             if event.kind == "shipped":
                 recorded.add(event.subject)
             elif event.kind == "pruned" and event.data.get("verdict") != "failed":
                 self.pruned.add(str(event.data.get("key")))
+        sound = {entry.id for entry in usable(self.store)}
         found = {}
         for entry in self.store.entries():
             if entry.manifest is None:
                 continue
             if entry.id not in recorded and self.pool is not None:
                 self._record("shipped", entry.id, shipped_data(entry.manifest))
-            if verdicts.get(entry.id, "ok") == "ok":
+            if entry.id in sound:
                 found[str(entry.manifest.source["key"])] = entry.manifest
         return found
 
@@ -479,7 +479,9 @@ class _Run:
         run_id, events = self.request.run_id, self.store.ledger.chain().events
         # A disk without any room takes no record either; then pruning has to make some first.
         with contextlib.suppress(DsmError):
-            new = [record for record in records if ledger.repeated(events, run_id, *record) is None]
+            # Something smaller of another source may have come since it was said.
+            forgotten = not coming and ledger.wanted_room(events) != records[0][2]["bytes"]
+            new = [one for one in records if forgotten or ledger.repeated(events, run_id, *one) is None]
             self.store.ledger.append_all(run_id, new)
 
     def _number(self, jobs: list[_Job]) -> None:

@@ -18,13 +18,13 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from .._core import ledger
 from .._core import manifest as manifests
 from .._core.manifest import FileEntry, Manifest
 from .._core.openability import describe
 from .._errors import DsmError, Refused, Unreadable
 from ._discover import Item
 from ._endpoint import SftpEndpoint
+from ._keeping import usable
 from ._pool import Pool
 from ._progress import Lines
 from ._pull import TransferPlan, TransferReport, pull
@@ -67,13 +67,10 @@ class StageResult:
 
 def newest(store: ClusterStore) -> str:
     """The published backup with the highest sequence whose last verification did not fail. Raises :class:`Refused`."""
-    verdicts = ledger.verdicts(store.ledger.chain().events)
-    usable = [
-        entry.id for entry in store.entries() if entry.manifest is not None and verdicts.get(entry.id, "ok") == "ok"
-    ]
-    if not usable:
+    found = usable(store)
+    if not found:
         raise Refused(f"{store.path} holds no usable backup.", "NOT_PUBLISHED", "Run playbook ship_backups first.")
-    return usable[-1]
+    return found[-1].id
 
 
 def stage(request: StageRequest, check_mode: bool) -> StageResult:

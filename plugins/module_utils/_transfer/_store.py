@@ -603,6 +603,13 @@ class LedgerFile:
         whole = data[: len(data) - chain.torn]
         return (0, "") if chain.problems or not whole else (len(whole), hashlib.sha256(whole).hexdigest())
 
+    def length(self) -> int:
+        """How many events there are, without looking at them."""
+        try:
+            return read_bytes(self.path).count(b"\n")
+        except FileNotFoundError:
+            return 0
+
     def trusted(self) -> ledger.Chain:
         """All events of an unbroken ledger. Raises :class:`Unreadable` (code LEDGER_BROKEN)."""
         chain = self.chain()
@@ -616,15 +623,22 @@ class LedgerFile:
         return chain
 
     def append(
-        self, *, run_id: str, kind: str, subject: str, data: t.Mapping[str, t.Any], write: bool = True
+        self,
+        *,
+        run_id: str,
+        kind: str,
+        subject: str,
+        data: t.Mapping[str, t.Any],
+        write: bool = True,
+        unless: t.Callable[[t.Sequence[ledger.Event]], ledger.Event | None] = lambda _events: None,
     ) -> tuple[ledger.Event, bool]:
         """Append one event unless the same run did; returns the event and whether it is new. One writer at a time.
 
-        With ``write`` false the event is only predicted.
+        With ``write`` false the event is only predicted. Where ``unless`` finds an event, that one stands instead.
         """
         with self._opened(write) as descriptor:
             chain = self.trusted() if descriptor is not None else ledger.Chain((), (), 0)
-            known = ledger.repeated(chain.events, run_id, kind, subject, data)
+            known = unless(chain.events) or ledger.repeated(chain.events, run_id, kind, subject, data)
             if known is not None:
                 return known, False
             event = self._make(chain.head, run_id, kind, subject, data)

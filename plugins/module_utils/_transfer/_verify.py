@@ -141,11 +141,12 @@ def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
                 if not request.ids:
                     continue
                 entry = _absent(listed.id)
+            before = store.ledger.length()
             verdict = _verify_entry(store, entry, folded, result.turn, request)
             result.verdicts.append(verdict)
             looked = verdict.files or verdict.verdict != "ok"
             if looked and request.record and not chain.problems and entry.id in entries and entry.id not in gone:
-                _record(store, verdict, result.turn, request.turns, request.run_id)
+                _record(store, verdict, result, request, before)
         if request.newest:
             break
     _tell_of_pruned(gone, result)
@@ -167,16 +168,30 @@ def _turn(store: ClusterStore, request: VerifyRequest) -> int:
     return 1
 
 
-def _record(store: ClusterStore, verdict: Verdict, turn: int, turns: int, run_id: str) -> None:
-    data = {
+def _record(store: ClusterStore, verdict: Verdict, result: VerifyResult, request: VerifyRequest, before: int) -> None:
+    """Tell the ledger. Not an ``ok`` where another run found the opposite since there were ``before`` events, when this
+    one began to read: what it had read first may have gone bad since."""
+
+    def contradicted(events: t.Sequence[ledger.Event]) -> ledger.Event | None:
+        for event in events[before:] if verdict.verdict == "ok" else ():
+            bad = event.kind == "verified" and event.data.get("verdict") != "ok"
+            if event.subject == verdict.id and (bad or event.kind == "shipped"):
+                return event
+        return None
+
+    data: dict[str, t.Any] = {
         "verdict": verdict.verdict,
         "digest": verdict.digest,
         "bytes": verdict.bytes,
         "codes": sorted({item.code for item in verdict.reasons}),
     }
     if verdict.partial:
-        data.update(partial=True, slice=turn, turns=turns, slices=verdict.slices)
-    store.ledger.append(run_id=run_id, kind="verified", subject=verdict.id, data=data)
+        data.update(partial=True, slice=result.turn, turns=request.turns, slices=verdict.slices)
+    event, _new = store.ledger.append(
+        run_id=request.run_id, kind="verified", subject=verdict.id, data=data, unless=contradicted
+    )
+    if event.kind != "verified" or event.data.get("verdict") != verdict.verdict:
+        result.notes.append(f"{verdict.id} was found bad, or shipped anew, while this run read it: that counts.")
 
 
 def _absent(name: str) -> Entry:

@@ -284,3 +284,26 @@ def test_f13_pruning_makes_room_for_a_backup_that_is_larger_than_the_one_before(
     assert verified(site) == ["ok"] * 3
     events = ClusterStore.require(str(site.store)).ledger.chain().events
     assert ledger.wanted_room(events) == 0, "it came, so its room is not wanted"
+
+
+def test_f13_that_a_large_one_has_no_room_is_said_again_when_a_small_one_of_another_source_came(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivered(site, 900, 800, 700)
+    size = max(manifest.bytes for manifest in site.published().values())
+    room_for(monkeypatch, site, int(4.5 * size))
+    site.deliver("large.tar.gz", 32_000, 60)
+    with pytest.raises(DsmError):
+        site.run()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "small").write_bytes(b"x")
+    site.at(other / "small", 600)
+    assert site.run(sources=[{"path": f"{other}/*"}]).changed
+    events = ClusterStore.require(str(site.store)).ledger
+    assert ledger.wanted_room(events.chain().events) == 0
+    for _again in range(2):
+        with pytest.raises(DsmError):
+            site.run()
+        assert ledger.wanted_room(events.chain().events) > 32_000
+    assert sum(event.kind == "no_room" for event in events.chain().events) == 2

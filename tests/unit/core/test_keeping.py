@@ -251,6 +251,9 @@ def test_verdicts() -> None:
     assert ledger.verdicts(said) == {"a": "ok", "b": "failed", "d": "failed"}
 
 
+CORRUPT = {"verdict": "failed", "codes": ["CORRUPT"]}
+#: how files fit together is seen by no slice
+BLIND = {"verdict": "failed", "codes": ["COMPONENT_MISSING", "CORRUPT"]}
 SLICED = {"verdict": "ok", "partial": True, "digest": "d", "turns": 3, "slices": 2}
 
 
@@ -267,8 +270,12 @@ SLICED = {"verdict": "ok", "partial": True, "digest": "d", "turns": 3, "slices":
         ([{"slice": 1}, {"slice": 3, "slices": 1}], True),
         ([{"slice": 1}, {"slice": 3, "slices": 3}], False),
         ([{"slice": 1}, {"slice": 3, "slices": [1, 3]}], False),
-        ([{"slice": 1}, {"slice": 3, "verdict": "failed"}, {"slice": 3}], False),
-        ([{"slice": 1}, {"slice": 3, "verdict": "failed"}, {"slice": 3}, {"slice": 1}], True),
+        ([{"slice": 1}, {"slice": 3, **CORRUPT}, {"slice": 3}], False),
+        ([{"slice": 1}, {"slice": 3, **CORRUPT}, {"slice": 3}, {"slice": 1}], True),
+        ([{"partial": False, **BLIND}, {"slice": 3}, {"slice": 1}], False),
+        ([{"partial": False, **BLIND}, {"slice": 3, **CORRUPT}, {"slice": 3}, {"slice": 1}], False),
+        ([{"verdict": "failed"}, {"slice": 3}, {"slice": 1}], False),
+        ([{"partial": False, **BLIND}, {"partial": False}], True),
         ([{}, {}], False),
     ],
 )

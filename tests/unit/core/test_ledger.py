@@ -150,7 +150,7 @@ KINDS: dict[str, tuple[bool, set[str]]] = {
     "joined": (True, {"removed", "set_aside"}),
     "backup_started": (False, set()),
     "shipped": (False, set()),
-    "verified": (False, set()),
+    "verified": (False, {"shipped", "pruned"}),
     "removed": (True, {"joined"}),
     "set_aside": (True, {"joined"}),
     "trial_created": (True, {"trial_reset"}),
@@ -160,7 +160,7 @@ KINDS: dict[str, tuple[bool, set[str]]] = {
     "trial_reset": (True, {"trial_created"}),
     "fenced": (True, set()),
     "accepted": (True, set()),
-    "pruned": (True, set()),
+    "pruned": (True, {"shipped"}),
     "no_room": (True, set()),
 }
 
@@ -386,3 +386,10 @@ def test_f17_the_fold_follows_the_sequence_and_not_the_clock() -> None:
 def test_the_fold_never_fails_on_a_valid_chain(history: list[tuple[str, str, dict[str, Any]]]) -> None:
     folded = ledger.fold(chain(*history))
     assert set(folded.as_dict()) >= {"members", "production_fingerprint", "joins", "removed", "golden"}
+
+
+@pytest.mark.parametrize(("kind", "data"), [("pruned", {"why": "lost"}), ("verified", {"verdict": "failed"})])
+def test_what_is_said_again_after_it_came_back_is_news(kind: str, data: dict[str, Any]) -> None:
+    events = chain(shipped(1), (kind, shipped(1)[1], data), shipped(1))
+    assert ledger.repeated(events, "run-1", kind, shipped(1)[1], data) is None
+    assert ledger.repeated(events[:2], "run-1", kind, shipped(1)[1], data) == events[1]

@@ -49,7 +49,8 @@ class Calls:
         monkeypatch.setattr(os, "fsync", fsync)
 
     def _short(self, path: str) -> str:
-        return os.path.relpath(path, self.root)
+        # Whose the unfinished document is, does not matter here.
+        return os.path.relpath(path, self.root).replace(f".{os.getpid()}.new", ".new")
 
     def _named(self, name: str, real: Callable[..., None]) -> Callable[..., None]:
         word = {"rename": "move", "replace": "move", "unlink": "remove", "rmdir": "remove"}.get(name, name)

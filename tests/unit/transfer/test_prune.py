@@ -36,6 +36,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pru
     prune,
 )
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._verify import VerifyRequest, verify
 
 TWO = Policy(keep=2, max_copies=2)
 
@@ -852,3 +853,45 @@ def test_ids_are_never_used_again(filler: Filler) -> None:
     run(filler)
     assert ids[0] in store_of(filler).seen_ids()
     assert not ledger.fold(store_of(filler).ledger.trusted().events).backups.keys() & set(ids[:2])
+
+
+@pytest.mark.parametrize("wreck", ["damaged", "gone"])
+def test_a_golden_copy_that_lost_its_manifest_stays(filler: Filler, wreck: str) -> None:
+    gold = filler.publish(sealed=(golden(),))
+    for _index in range(3):
+        filler.publish(sealed=())
+    filler.close()
+    path = filler.backups / gold / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"bytes"', b'"bytez"')) if wreck == "damaged" else path.unlink()
+    assert [one["id"] for one in ledger.fold(store_of(filler).ledger.trusted().events).golden] == [gold]
+    assert run(filler, Policy(keep=2, failed_grace=0.0)).removed == []
+
+
+def test_f23_a_last_pair_that_is_only_on_paper_is_none(filler: Filler) -> None:
+    first, second = (filler.publish(sealed=(SEALED,)) for _index in range(2))
+    for _index in range(2):
+        filler.publish(sealed=())
+    filler.close()
+    shutil.rmtree(filler.backups / second / "data")
+    with pytest.raises(DsmError):
+        run(filler, Policy(keep=2, max_copies=2))
+    assert (filler.backups / first / "manifest.json").exists()
+
+
+def test_a_copy_that_fails_while_others_are_removed_ends_the_removal(filler: Filler) -> None:
+    """After the first of two surplus copies went, one of the two that were to stay fails."""
+    ids = [filler.publish(sealed=()) for _index in range(4)]
+    filler.close()
+    told = []
+
+    def at(step: str) -> None:
+        if step == "unpublished" and not told:
+            told.append(step)
+            (filler.backups / ids[3] / "data" / "backup.bin").write_bytes(b"012345678X")
+            verify(store_of(filler), VerifyRequest(ids=[ids[3]], run_id="meanwhile"))
+
+    with pytest.raises(DsmError) as caught:
+        run(filler, Policy(keep=2, max_copies=2), checkpoint=at)
+    assert caught.value.code == "STAYING_FAILED"
+    backups = ledger.fold(store_of(filler).ledger.trusted().events).backups
+    assert [name for name, one in backups.items() if one["verdict"] == "ok"] == ids[1:3]

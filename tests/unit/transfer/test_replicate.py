@@ -577,3 +577,24 @@ def test_a_pinned_copy_whose_repair_was_killed_is_no_unfinished_removal(stores: 
     done = prune(stores.store(), PruneRequest(Policy(keep=1), need=0, run_id="p2"), False)
     assert (done.removed, done.cleared) == ([], [])
     assert os.path.isdir(os.path.join(stores.store().backups_path, first))
+
+
+def test_a_golden_copy_whose_repair_was_killed_stays_golden(stores: Stores, quick: None) -> None:
+    (gold,) = stores.fill("ok", sealed=(golden(),))
+    stores.fill("ok", "ok", "ok", sealed=())
+    stores.run()
+    stores.damage(gold)
+
+    def at(step: str) -> None:
+        if step == "good data moved":
+            raise Killed
+
+    with pytest.raises(Killed):
+        stores.run(checkpoint=at)
+    (stores.second / stores.filler.cluster_id / "lock").unlink(missing_ok=True)
+    # Room is missing for the next one: failed copies go first.
+    free = stores.store().free()[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClusterStore, "free", lambda _self: (0, 1000))
+        done = prune(stores.store(), PruneRequest(Policy(keep=1), need=5, run_id="p"), False)
+    assert gold not in done.removed and free

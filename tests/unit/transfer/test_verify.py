@@ -24,7 +24,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import c
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import digest
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _verify
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _stage, _verify
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import read_reads
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
@@ -828,3 +828,56 @@ def test_two_verifications_at_once_do_not_call_a_good_backup_failed(
     monkeypatch.setattr(os, "replace", replace)
     assert run(filler, run_id="one").verdicts[0].verdict == "ok"
     assert verdict_of(filler) == "ok" and name
+
+
+def test_f23_what_a_shorter_run_found_bad_stays_bad_when_a_longer_one_ends(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = filler.publish("", files=(("a", b"1"), ("b", b"2")), sealed=())
+    filler.close()
+    real = _verify._content
+
+    def content(data: str, item: Any, verdict: Any) -> bool:
+        found = real(data, item, verdict)
+        if item.path == "a":
+            monkeypatch.undo()
+            (filler.backups / name / "data" / "a").write_bytes(b"X")
+            assert run(filler, ids=[name], run_id="short").verdicts[0].verdict == "failed"
+        return found
+
+    monkeypatch.setattr(_verify, "_content", content)
+    run(filler, run_id="long")
+    assert verdict_of(filler) == "failed"
+
+
+def test_slices_do_not_lift_what_no_slice_can_see(filler: Filler) -> None:
+    filler.publish(
+        "",
+        files=(
+            ("t/nb-1-big-TOC.txt", b"Data.db\nIndex.db\n"),
+            ("t/nb-1-big-Data.db", b"1"),
+            *((f"f{n}", b"1") for n in range(50)),
+        ),
+        sealed=(),
+    )
+    filler.close()
+    assert run(filler).verdicts[0].verdict == "failed" and verdict_of(filler) == "failed"
+    for turn in (1, 2):
+        run(filler, turn=turn, turns=2, run_id=str(turn))
+    assert verdict_of(filler) == "failed"
+
+
+def test_f25_a_tampered_copy_is_not_the_newest_to_stage(filler: Filler) -> None:
+    ids = [filler.publish(sealed=()) for _index in range(2)]
+    filler.close()
+    forged = b"other bytes"
+    (filler.backups / ids[1] / "data" / "backup.bin").write_bytes(forged)
+    entry = manifest.FileEntry("backup.bin", len(forged), 1, hashlib.sha256(forged).hexdigest())
+    resealed(
+        filler.backups / ids[1] / "manifest.json",
+        files=[entry.__dict__],
+        digest=manifest.tree_digest([entry]),
+        bytes=len(forged),
+    )
+    assert verdict_of(filler) == "failed"
+    assert _stage.newest(store_of(filler)) == ids[0]
