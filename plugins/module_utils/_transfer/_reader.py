@@ -19,7 +19,7 @@ from .._errors import DsmError, Refused
 from ._changed import changed, gone, same_file
 from ._sftp import Attributes, ProtocolError, Sftp
 from ._ssh import Connection
-from ._stream import Landing, Stream
+from ._stream import REQUEST, Landing, Stream
 
 _PIECE = 1 << 20
 
@@ -114,12 +114,17 @@ class LocalReader:
     """Reads files of this host. A drop box may be hostile: nothing but the regular file that was listed is read."""
 
     round_trip = 0.0
-    wake: float | None = None
 
     def __init__(self, due: Due | None) -> None:
         self._due = due
         self._waiting: collections.deque[tuple[Landing, str, Attributes]] = collections.deque()
+        #: until when the bandwidth cap holds back what comes next
+        self._held = 0.0
         self.received = 0
+
+    @property
+    def wake(self) -> float | None:
+        return self._held if self._held > time.monotonic() else None
 
     @property
     def unasked(self) -> int:
@@ -139,20 +144,27 @@ class LocalReader:
     def step(self, seconds: float) -> list[Landing]:
         landing, path, expected = self._waiting[0]
         deadline = time.monotonic() + seconds
+        if self.wake is not None:
+            # Orders are looked for in between, and whether whoever gives them is there.
+            time.sleep(min(seconds, max(0.0, self._held - time.monotonic())))
+            if self.wake is not None:
+                return []
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             _same(descriptor, path, expected)
             if os.readlink(f"/proc/self/fd/{descriptor}") != path:
                 raise changed(path, "a directory above it became a symbolic link")
             while landing.at < landing.end:
-                piece = os.pread(descriptor, min(_PIECE, landing.end - landing.at), landing.at)
+                most = _PIECE if self._due is None else REQUEST
+                piece = os.pread(descriptor, min(most, landing.end - landing.at), landing.at)
                 if not piece:
                     raise changed(path, f"it ended after {landing.at} of {expected.size} bytes")
-                if self._due is not None:
-                    time.sleep(max(0.0, self._due(len(piece)) - time.monotonic()))
                 landing.write(landing.at, memoryview(piece))
                 self.received += len(piece)
-                if time.monotonic() > deadline:
+                if self._due is not None:
+                    # What was read is paid for before the next is.
+                    self._held = self._due(len(piece))
+                if time.monotonic() > deadline or self.wake is not None:
                     break
             _same(descriptor, path, expected)
         finally:

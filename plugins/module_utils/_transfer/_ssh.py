@@ -16,6 +16,7 @@ import select
 import socket
 import stat
 import sys
+import threading
 import time
 import typing as t
 from dataclasses import dataclass, field
@@ -220,18 +221,23 @@ class Connection:
             "user's shell prints nothing when it is not interactive."
         )
         message = f"{self.target.label} lets us in, but has no working SFTP subsystem."
+        began = time.monotonic()
         try:
             channel = self._transport.open_session(window_size=WINDOW, timeout=self.target.connect_timeout)
             channel.settimeout(self.target.stall_timeout)
             if meanwhile is not None:
                 meanwhile()
-            channel.invoke_subsystem("sftp")
+            began = time.monotonic()
+            with _given_up_after(channel, self.target.connect_timeout):
+                channel.invoke_subsystem("sftp")
             # From here on it costs more packets than it is worth.
             t.cast(_Buffered, self._transport.sock).prompt = False
             return Sftp(channel)
         except ProtocolError as error:
             raise Refused(f"{message} ({error})", "SFTP_MISSING", remedy) from None
         except (library.SSHException, EOFError) as error:
+            if time.monotonic() - began >= self.target.connect_timeout:
+                raise _silent(self.target) from None
             if not self._transport.is_active():
                 raise self.lost(error) from None
             raise Refused(message, "SFTP_MISSING", remedy) from None
@@ -248,7 +254,8 @@ class Connection:
         with contextlib.closing(channel):
             try:
                 channel.settimeout(10)
-                channel.exec_command("LC_ALL=C date -u +%s")
+                with _given_up_after(channel, 10):
+                    channel.exec_command("LC_ALL=C date -u +%s")
                 text = b""
                 while len(text) < 64:
                     piece = channel.recv(64)
@@ -276,6 +283,26 @@ class Connection:
     def close(self) -> None:
         """End the connection."""
         self._transport.close()
+
+
+@contextlib.contextmanager
+def _given_up_after(channel: paramiko.Channel, seconds: float) -> t.Iterator[None]:
+    """Whoever asks for a subsystem or a command waits for ever; a channel that is closed meanwhile ends that."""
+    timer = threading.Timer(seconds, channel.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _silent(target: SshTarget) -> ConnectionLost:
+    return ConnectionLost(
+        f"{target.label} did not answer for {target.connect_timeout:g} s while the connection was being made.",
+        "STALLED",
+        "Check the link and the load of that host, then run again: what has landed is kept and checked before use.",
+    )
 
 
 def connect(target: SshTarget, dialled: Dialled | None = None) -> Connection:
@@ -474,11 +501,19 @@ def _identities(library: t.Any, target: SshTarget) -> list[t.Any]:
             "KEY_UNREADABLE",
             "Give a private key of type Ed25519, ECDSA or RSA ('ssh-keygen -t ed25519').",
         ) from None
+    except Exception as error:
+        # The library below has errors of its own for a cipher that it does not know.
+        raise Refused(
+            f"The key {path} cannot be used ({type(error).__name__}).",
+            "KEY_UNREADABLE",
+            f"Encrypt it with a usual cipher: 'ssh-keygen -p -Z aes256-ctr -f {path}'.",
+        ) from None
 
 
 def _authenticate(library: t.Any, target: SshTarget, transport: paramiko.Transport, keys: t.Sequence[t.Any]) -> None:
     offered = []
     for key in keys:
+        began = time.monotonic()
         offered.append(f"{key.get_name()} {fingerprint(key.asbytes())}")
         try:
             if not transport.auth_publickey(target.user, key):
@@ -486,6 +521,9 @@ def _authenticate(library: t.Any, target: SshTarget, transport: paramiko.Transpo
         except library.BadAuthenticationType as error:
             raise _refused_login(target, offered, f"it allows only {', '.join(error.allowed_types)}") from None
         except (library.SSHException, EOFError, OSError) as error:
+            if time.monotonic() - began >= target.connect_timeout:
+                # Nobody refused the key.
+                raise _silent(target) from None
             if transport.is_active() and isinstance(error, library.AuthenticationException):
                 continue
             if len(offered) > 1:

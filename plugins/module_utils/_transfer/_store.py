@@ -484,7 +484,14 @@ class ClusterStore:
     @contextlib.contextmanager
     def mutex(self) -> t.Iterator[None]:
         """A moment in which nobody else on this host decides about the lease; the kernel ends it with the process."""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise Refused(
+                f"{self.path} was taken away at this moment by another run, which had found nothing to put there.",
+                "LOCKED",
+                "Run again.",
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield

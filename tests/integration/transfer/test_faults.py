@@ -419,6 +419,45 @@ def test_f09_workers_end_when_their_controller_is_killed(site: Site, small_range
     await_that(lambda: all(ended(pid) for pid in workers), "orphans go on writing")
 
 
+def test_f09_a_local_worker_that_the_cap_holds_back_ends_with_its_controller(site: Site) -> None:
+    big(site, 12 * MEBI)
+    reading, writing = os.pipe()
+
+    def step(name: str) -> None:
+        if name == "source noted":
+            os.write(writing, json.dumps(children(os.getpid())).encode())
+
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            # At this rate each would need a minute for what it was given.
+            site.run(step, sources=[{"path": f"{site.source}/*"}], rate_limit=100_000.0, workers=2)
+        os._exit(0)
+    workers = json.loads(os.read(reading, 65536))
+    await_that(lambda: list(site.cluster.glob("incoming/*/journal.jsonl")), "nothing was begun")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(reading)
+    os.close(writing)
+    assert workers
+    # Less than a second is what it looks for orders in; a piece of 1 MiB would keep it for ten.
+    deadline = time.monotonic() + 5
+    while not all(ended(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    alive = [pid for pid in workers if not ended(pid)]
+    for pid in alive:
+        os.kill(pid, signal.SIGKILL)
+    assert not alive
+
+
+def test_a_local_source_under_a_low_cap_is_not_taken_for_dead(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pull, "DEAD_AFTER", 2.0)
+    path = big(site, 3_000_000)
+    result = site.run(sources=[{"path": f"{site.source}/*"}], rate_limit=400_000.0, workers=1)
+    assert result.report.notes == []
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def test_the_bandwidth_cap_holds_for_all_workers_together(site: Site, small_ranges: None, together: None) -> None:
     path = big(site, 2 * MEBI)
     result = site.run(rate_limit=MEBI, workers=WORKERS)

@@ -22,6 +22,7 @@ import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import GCM, connect
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import (
     CANARY,
     FINGERPRINT,
@@ -629,6 +630,33 @@ def test_servers_with_other_ciphers_and_with_rekeying(site: Site, own_server: Ca
     site.sshd = own_server(option)
     result = site.ship()
     assert result.changed and result.bytes == path.stat().st_size, result.output
+
+
+def test_wrong_use_a_key_with_a_cipher_that_nobody_knows_here(site: Site, tmp_path: Path) -> None:
+    key = tmp_path / "k"
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", CANARY, "-Z", "chacha20-poly1305@openssh.com", "-f", str(key)]
+    subprocess.run(argv, check=True)
+    result = site.ship(sources=[site.sshd.login(path=f"{site.source}/*", key_file=str(key), passphrase=CANARY)])
+    refused(result, "KEY_UNREADABLE")
+    assert "ssh-keygen -p" in result.output and CANARY not in result.output
+
+
+def test_f08_a_part_that_another_run_takes_away_at_this_moment(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It made the part of the store, found nothing, and took it away between our look and our lease."""
+    site.deliver()
+    look = ClusterStore.open
+
+    def opened(*arguments: Any, **facts: Any) -> ClusterStore:
+        found = look(*arguments, **facts)
+        with found.lease("other"):
+            assert found.unmake()
+        os.rmdir(found.path)
+        return found
+
+    monkeypatch.setattr(ClusterStore, "open", opened)
+    refused(site.ship(), "LOCKED")
+    monkeypatch.undo()
+    assert site.ship().changed
 
 
 @pytest.mark.parametrize("host", ["127.0.0..1", "a" * 64 + ".example"])

@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Hosts that answer up to one request and then say nothing; sshd cannot be made to do that, so paramiko serves here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import paramiko
+import pytest
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pull import TRANSIENT
+from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import PATIENCE, Site
+
+
+class Host(paramiko.ServerInterface):
+    """Answers everything up to one request, and that one much later than anybody waits."""
+
+    def __init__(self, silent_at: str, over: threading.Event) -> None:
+        self.silent_at, self.over = silent_at, over
+
+    def _pass(self, here: str) -> None:
+        if self.silent_at == here:
+            self.over.wait(2 * PATIENCE)
+
+    def check_auth_publickey(self, username: str, key: Any) -> int:
+        self._pass("login")
+        return paramiko.AUTH_SUCCESSFUL
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "publickey"
+
+    def check_channel_request(self, kind: str, number: int) -> int:
+        self._pass("channel")
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_subsystem_request(self, channel: Any, name: str) -> bool:
+        self._pass("subsystem")
+        return super().check_channel_subsystem_request(channel, name)
+
+    def check_channel_exec_request(self, channel: Any, command: bytes) -> bool:
+        return False
+
+
+class Mute(paramiko.Transport):
+    """Never says whether a command was begun (MSG_CHANNEL_FAILURE, which no subsystem gets here)."""
+
+    def _send_user_message(self, data: Any) -> None:
+        if data.asbytes()[0] != 100:
+            super()._send_user_message(data)
+
+
+class Files(paramiko.SFTPServerInterface):
+    def list_folder(self, path: str) -> Any:
+        return [paramiko.SFTPAttributes.from_stat(os.lstat(f"{path}/{n}"), n) for n in os.listdir(path)]
+
+    def lstat(self, path: str) -> Any:
+        return paramiko.SFTPAttributes.from_stat(os.lstat(path))
+
+    def open(self, path: str, flags: int, attributes: Any) -> Any:
+        handle = paramiko.SFTPHandle(flags)
+        handle.readfile = Path(path).open("rb")  # type: ignore[attr-defined]  # noqa: SIM115 - whoever has the handle closes it
+        handle.stat = lambda: self.lstat(path)  # type: ignore[method-assign]
+        return handle
+
+
+@pytest.fixture
+def silent(site: Site) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Logins at hosts that fall silent at one request."""
+    listeners: list[socket.socket] = []
+    over = threading.Event()
+    key = paramiko.PKey.from_path(str(site.sshd.host_key))
+
+    def serve(listener: socket.socket, where: str) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _address = listener.accept()
+                transport = (Mute if where == "command" else paramiko.Transport)(client)
+                transport.add_server_key(key)
+                transport.set_subsystem_handler("sftp", paramiko.SFTPServer, Files)
+                transport.start_server(event=threading.Event(), server=Host(where, over))
+
+    def make(where: str) -> dict[str, Any]:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+        threading.Thread(target=serve, args=(listener, where), daemon=True).start()
+        port = listener.getsockname()[1]
+        pinned = site.store.parent / f"pinned-{where}"
+        pinned.write_text(site.sshd.pinned(port))
+        return site.sshd.login(path=f"{site.source}/*", port=port, known_hosts=str(pinned))
+
+    yield make
+    over.set()
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.mark.parametrize("where", ["login", "channel", "subsystem"])
+def test_f11_a_host_that_falls_silent_is_given_up_and_may_be_tried_again(
+    site: Site, silent: Callable[[str], dict[str, Any]], where: str
+) -> None:
+    """Nobody refused anything, so that what has landed is kept."""
+    site.deliver()
+    result = site.ship(sources=[silent(where)], connect_timeout=1, stall_timeout=1)
+    assert result.failed and set(result.codes) <= TRANSIENT and result.remedy, result.output
+
+
+def test_a_host_that_never_says_whether_it_tells_its_clock_is_not_waited_for(
+    site: Site, silent: Callable[[str], dict[str, Any]]
+) -> None:
+    site.deliver()
+    result = site.ship(sources=[silent("command")], connect_timeout=5, stall_timeout=5)
+    assert result.backups[0]["published"], result.output
