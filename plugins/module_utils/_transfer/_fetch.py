@@ -88,6 +88,13 @@ def _claim(directory: str, data: str, key: str) -> None:
         )
 
 
+def _own_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
 def main(arguments: t.Sequence[str] | None = None) -> int:
     """What the command line does: progress goes to stderr, hashes as ``sha256sum -c`` reads them to stdout."""
     parser = argparse.ArgumentParser(
@@ -111,10 +118,13 @@ def main(arguments: t.Sequence[str] | None = None) -> int:
     remote = _REMOTE.match(options.source)
     endpoint: Endpoint = LocalEndpoint()
     if remote:
+        user = remote["user"] or _own_name()
+        if not user:
+            parser.error("this user has no name here: give user@host:/path")
         endpoint = SftpEndpoint(
             SshTarget(
                 remote["host"].strip("[]"),
-                remote["user"] or getpass.getuser(),
+                user,
                 options.port,
                 options.key,
                 known_hosts=options.known_hosts,

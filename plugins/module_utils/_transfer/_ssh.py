@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
 import select
 import socket
@@ -25,7 +26,7 @@ from ansible.module_utils.basic import missing_required_lib
 
 from .._errors import DsmError, Refused
 from ._known_hosts import HostKey, Pinned, fingerprint, host_pattern, lookup, parse_key
-from ._sftp import ProtocolError, Sftp
+from ._sftp import Channel, ProtocolError, Sftp
 
 if t.TYPE_CHECKING:
     import paramiko
@@ -36,6 +37,8 @@ GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 WINDOW = 16 << 20
 #: Seconds for which a connection may wait that nobody speaks over; sshd hangs up after 120 by default.
 STALE = 20.0
+#: Bytes of what a server prints that are taken at a time.
+_PRINTED = 64 << 20
 _RSA = ("rsa-sha2-512", "rsa-sha2-256")
 
 
@@ -202,6 +205,35 @@ class _Buffered:
         return getattr(self._sock, name)
 
 
+class _Quiet:
+    """A channel without what the other side prints beside the answers: kept, it would fill the memory and use up what
+    the server may send, until no answer came any more."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def recv(self, count: int) -> bytes:
+        """As the channel's own, its timeout included."""
+        timeout = self._channel.gettimeout()
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        try:
+            while True:
+                if self._channel.recv_stderr_ready():
+                    self._channel.recv_stderr(_PRINTED)
+                left = deadline - time.monotonic()
+                self._channel.settimeout(max(0.0, min(1.0, left)))
+                try:
+                    return self._channel.recv(count)
+                except socket.timeout:
+                    if left <= 1:
+                        raise
+        finally:
+            self._channel.settimeout(timeout)
+
+    def __getattr__(self, name: str) -> t.Any:
+        return getattr(self._channel, name)
+
+
 class Connection:
     """One authenticated SSH connection."""
 
@@ -232,7 +264,7 @@ class Connection:
                 channel.invoke_subsystem("sftp")
             # From here on it costs more packets than it is worth.
             t.cast(_Buffered, self._transport.sock).prompt = False
-            return Sftp(channel)
+            return Sftp(t.cast(Channel, _Quiet(channel)))
         except ProtocolError as error:
             raise Refused(f"{message} ({error})", "SFTP_MISSING", remedy) from None
         except (library.SSHException, EOFError) as error:

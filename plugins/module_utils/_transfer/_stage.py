@@ -17,12 +17,13 @@ import stat
 import time
 import typing as t
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from .._core import manifest as manifests
 from .._core.manifest import FileEntry, Manifest
 from .._core.openability import describe
 from .._errors import DsmError, Refused, Unreadable
-from ._discover import Item
+from ._discover import DEEPEST, Item
 from ._endpoint import SftpEndpoint
 from ._keeping import usable
 from ._pool import Pool
@@ -155,7 +156,8 @@ class _Push:
         try:
             if self._read(posixpath.join(self.target, "manifest.json")) != hashlib.sha256(self.document).hexdigest():
                 return False
-            found = sorted(self._walk(posixpath.join(self.target, "data"), ""))
+            known = {str(parent) for entry in self.manifest.files for parent in PurePosixPath(entry.path).parents}
+            found = sorted(self._files(posixpath.join(self.target, "data"), "", known))
             if found != sorted((entry.path, entry.size) for entry in self.manifest.files):
                 return False
             return all(self._read(self._at(self.target, entry)) == entry.sha256 for entry in self.manifest.files)
@@ -165,11 +167,12 @@ class _Push:
     def _at(self, base: str, entry: FileEntry) -> str:
         return posixpath.join(base, "data", entry.path)
 
-    def _walk(self, path: str, below: str) -> t.Iterator[tuple[str, int]]:
+    def _files(self, path: str, below: str, known: t.Collection[str]) -> t.Iterator[tuple[str, int]]:
+        """What is there and its size; -1 for what is no file, a directory that this backup does not have included."""
         for name, attributes in self.sftp.listdir(path):
             relative = posixpath.join(below, name)
-            if stat.S_ISDIR(attributes.mode):
-                yield from self._walk(posixpath.join(path, name), relative)
+            if stat.S_ISDIR(attributes.mode) and relative in known:
+                yield from self._files(posixpath.join(path, name), relative, known)
             else:
                 yield relative, attributes.size if stat.S_ISREG(attributes.mode) else -1
 
@@ -204,18 +207,28 @@ class _Push:
             if not ours or not stat.S_ISDIR(attributes.mode):
                 continue
             path = posixpath.join(self.request.path, name)
-            files = list(self._attributes(path, attributes))
-            newest = max(item.mtime for item in files)
+            newest, size = attributes.mtime, 0
+            for _path, below in self._tree(path):
+                newest = max(newest, below.mtime)
+                size += below.size if stat.S_ISREG(below.mode) else 0
             if path == self.partial or newest + _GRACE < time.time():
-                found[path] = sum(item.size for item in files if stat.S_ISREG(item.mode))
+                found[path] = size
         return found
 
-    def _attributes(self, path: str, attributes: Attributes) -> t.Iterator[Attributes]:
-        """Of something on the node and all that is below it."""
-        yield attributes
-        if stat.S_ISDIR(attributes.mode):
-            for name, below in self.sftp.listdir(path):
-                yield from self._attributes(posixpath.join(path, name), below)
+    def _tree(self, path: str, depth: int = DEEPEST + 3) -> t.Iterator[tuple[str, Attributes]]:
+        """All below a directory of the node, what is in a directory before the directory itself."""
+        if not depth:
+            raise Refused(
+                f"{self.request.target.label} has more directories one in the other below {self.request.path} than "
+                "staging makes.",
+                "BAD_TARGET",
+                "Look at what is there, and give a directory that nobody else writes to.",
+            )
+        for name, attributes in self.sftp.listdir(path):
+            below = posixpath.join(path, name)
+            if stat.S_ISDIR(attributes.mode):
+                yield from self._tree(below, depth - 1)
+            yield below, attributes
 
     def check_room(self, leaving: int) -> None:
         """Refuse before the first byte what does not fit with headroom (code NODE_FULL); ``leaving`` bytes will go."""
@@ -339,13 +352,9 @@ class _Push:
     def remove(self, path: str) -> None:
         """Remove a directory that an earlier run made; a link in it is removed, not followed."""
         try:
-            entries = self.sftp.listdir(path)
+            self.sftp.lstat(path)
         except FileNotFoundError:
             return
-        for name, attributes in entries:
-            below = posixpath.join(path, name)
-            if stat.S_ISDIR(attributes.mode):
-                self.remove(below)
-            else:
-                self.sftp.remove(below)
+        for below, attributes in self._tree(path):
+            (self.sftp.rmdir if stat.S_ISDIR(attributes.mode) else self.sftp.remove)(below)
         self.sftp.rmdir(path)

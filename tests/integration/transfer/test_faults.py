@@ -1245,6 +1245,24 @@ def test_a_tree_with_empty_files_is_staged_as_it_is(site: Site) -> None:
     assert tree(target / staged.staged["id"] / "data") == tree(top)
 
 
+def test_wrong_use_directories_without_end_on_the_node_end_in_no_traceback(site: Site) -> None:
+    archive = site.deliver()
+    (name,) = (item["id"] for item in site.ship().backups)
+    target = site.store.parent / "node"
+    args = staging(site, target)
+    assert run_module("backup_ship", args).changed
+    deep = "/".join("d" * 1_000)
+    for top in (target / name / "data", target / f".{name}.incoming" / "data"):
+        (target / name / "data" / "stray").touch()
+        subprocess.run(["mkdir", "-p", top / deep], check=True)
+        refused = run_module("backup_ship", args)
+        assert refused.error_code == "BAD_TARGET" and refused.remedy, refused.output
+        assert (top / deep).exists() and (target / name / "data" / archive.name).exists()
+        subprocess.run(["rm", "-r", top / "d"], check=True)
+    assert run_module("backup_ship", args).changed
+    assert [path.name for path in (target / name / "data").iterdir()] == [archive.name]
+
+
 def test_f11_a_worker_that_is_asked_connects_again_and_tells_the_clock(site: Site, proxy: Callable[..., Proxy]) -> None:
     link = proxy(site.sshd.port, lambda _seen, data: data)
     login = through(site, link)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The kmsops.fortanix_dsm contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hosts that answer up to one request and then say nothing; sshd cannot be made to do that, so paramiko serves here."""
+"""Hosts that fall silent at one request, or talk too much; sshd cannot be made to do that, so paramiko serves here."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import paramiko
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._pull import TRANSIENT
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import WINDOW
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import PATIENCE, Site
 
 
@@ -69,9 +70,18 @@ class Files(paramiko.SFTPServerInterface):
         return handle
 
 
+class Loud(paramiko.SFTPServer):
+    """Prints more than a channel may hold before it answers anything."""
+
+    def start_subsystem(self, name: str, transport: paramiko.Transport, channel: paramiko.Channel) -> None:
+        for _mebibyte in range(2 * (WINDOW >> 20)):
+            channel.sendall_stderr(b"!" * (1 << 20))
+        super().start_subsystem(name, transport, channel)
+
+
 @pytest.fixture
 def silent(site: Site) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """Logins at hosts that fall silent at one request."""
+    """Logins at hosts that fall silent at one request, or print all the time."""
     listeners: list[socket.socket] = []
     over = threading.Event()
     key = paramiko.PKey.from_path(str(site.sshd.host_key))
@@ -82,7 +92,7 @@ def silent(site: Site) -> Iterator[Callable[[str], dict[str, Any]]]:
                 client, _address = listener.accept()
                 transport = (Mute if where == "command" else paramiko.Transport)(client)
                 transport.add_server_key(key)
-                transport.set_subsystem_handler("sftp", paramiko.SFTPServer, Files)
+                transport.set_subsystem_handler("sftp", Loud if where == "print" else paramiko.SFTPServer, Files)
                 transport.start_server(event=threading.Event(), server=Host(where, over))
 
     def make(where: str) -> dict[str, Any]:
@@ -115,4 +125,13 @@ def test_a_host_that_never_says_whether_it_tells_its_clock_is_not_waited_for(
 ) -> None:
     site.deliver()
     result = site.ship(sources=[silent("command")], connect_timeout=5, stall_timeout=5)
+    assert result.backups[0]["published"], result.output
+
+
+def test_what_a_server_prints_beside_its_answers_holds_nothing_up(
+    site: Site, silent: Callable[[str], dict[str, Any]]
+) -> None:
+    """As a login shell's profile does, or ``sftp-server -e``; it is kept nowhere."""
+    site.deliver()
+    result = site.ship(sources=[silent("print")], connect_timeout=5, stall_timeout=5, workers=1)
     assert result.backups[0]["published"], result.output

@@ -107,7 +107,8 @@ class Session:
         self.open_session = lambda window_size, timeout: self
         self.settimeout = self.sendall = lambda _what: None
         self.recv = lambda _count: version
-        self.close = lambda: None
+        self.close = self.gettimeout = lambda: None
+        self.recv_stderr_ready = lambda: False
 
     def invoke_subsystem(self, name: str) -> None:
         assert name == "sftp"
