@@ -19,37 +19,30 @@ def kubectl(host, *words):
     return done.stdout
 
 
-def of(host, *names):
-    name = host.backend.get_hostname()
-    if name not in names:
-        pytest.skip(f"not about {name}")
-    return name
-
-
-def test_the_dr_node_holds_nothing_of_a_cluster(host):
-    of(host, "dr1")
+def test_the_dr_node_holds_nothing_of_a_cluster(host, of):
+    of("dr1")
     with host.sudo():
         for path in ("/etc/kubernetes/admin.conf", "/var/lib/etcd/member", "/var/lib/cassandra/data"):
             assert not host.file(path).exists, path
     assert not host.process.filter(comm="java")
 
 
-def test_production_has_its_three_nodes_and_no_fourth(host):
-    of(host, *MEMBERS)
+def test_production_has_its_three_nodes_and_no_fourth(host, of):
+    of(*MEMBERS)
     nodes = json.loads(kubectl(host, "get", "nodes", "-o", "json"))["items"]
     assert sorted(node["metadata"]["name"] for node in nodes) == sorted(MEMBERS)
 
 
-def test_no_token_of_ours_is_left(host):
-    of(host, "dc1-n1")
+def test_no_token_of_ours_is_left(host, of):
+    of("dc1-n1")
     secrets = json.loads(kubectl(host, "get", "secrets", "--namespace", "kube-system", "-o", "json"))["items"]
     tokens = [one for one in secrets if one["type"] == "bootstrap.kubernetes.io/token"]
     assert not [one for one in tokens if "kmsops" in json.dumps(one.get("data", {}))]
 
 
 @pytest.fixture
-def cluster(host):
-    of(host, "store")
+def cluster(host, of):
+    of("store")
     with host.sudo():
         found = host.run(f"ls {STORE}").stdout.split()
         assert len(found) == 1, found
@@ -76,8 +69,8 @@ def test_the_ledger_tells_the_story_in_order(host, cluster):
     assert kinds.count("set_aside") == 1, "the second run recorded something again"
 
 
-def test_the_pulling_key_can_do_nothing_but_read(host):
-    of(host, "landing")
+def test_the_pulling_key_can_do_nothing_but_read(host, of):
+    of("landing")
     with host.sudo():
         line = host.file("/home/dsmbackup/.ssh/authorized_keys").content_string
     assert 'restrict,command="internal-sftp -R"' in line
@@ -92,22 +85,22 @@ def test_the_drill_was_recorded_to_its_end(host, cluster):
     assert drill[0]["data"]["fingerprint"] == drill[3]["data"]["fingerprint"]
 
 
-def test_every_command_ran_as_often_as_it_had_to_and_no_more(host):
+def test_every_command_ran_as_often_as_it_had_to_and_no_more(host, of):
     """The create outlived its controller and was not repeated."""
-    of(host, "dr1")
+    of("dr1")
     with host.sudo():
         started = [line.split()[2] for line in host.file("/var/log/standin-commands.log").content_string.splitlines()]
     assert started == ["join", "reset", "create", "restore-all", "reset"]
 
 
-def test_the_isolation_of_the_drill_is_lifted(host):
-    of(host, "dr1")
+def test_the_isolation_of_the_drill_is_lifted(host, of):
+    of("dr1")
     assert host.addr("10.66.1.11").port(22).is_reachable
 
 
-def test_no_backup_of_the_trial_was_even_tried(host):
+def test_no_backup_of_the_trial_was_even_tried(host, of):
     """Its config.yaml said every minute, to production's own directory."""
-    of(host, "dr1")
+    of("dr1")
     with host.sudo():
         assert "* * * * *" in host.file("/etc/dsm/config.yaml").content_string
         assert not host.file("/var/log/standin-backup.log").exists

@@ -12,15 +12,8 @@ NODES = ("dr1", "spare1", "spare2")
 STORE = "/srv/dsm-store"
 
 
-def of(host, *names):
-    name = host.backend.get_hostname()
-    if name not in names:
-        pytest.skip(f"not about {name}")
-    return name
-
-
-def test_three_nodes_are_ready(host):
-    of(host, *NODES)
+def test_three_nodes_are_ready(host, of):
+    of(*NODES)
     with host.sudo():
         done = host.run("KUBECONFIG=/etc/kubernetes/admin.conf kubectl get nodes -o json")
     nodes = json.loads(done.stdout)["items"]
@@ -34,14 +27,14 @@ def test_three_nodes_are_ready(host):
 
 
 @pytest.mark.parametrize("question", ["", "?consistency=quorum", "?consistency=all"])
-def test_every_node_answers_healthy(host, question):
-    of(host, *NODES)
+def test_every_node_answers_healthy(host, of, question):
+    of(*NODES)
     done = host.run(f"curl -ks -o /dev/null -w '%{{http_code}}' 'https://127.0.0.1/sys/v1/health{question}'")
     assert done.stdout == "204"
 
 
-def test_the_ledger_says_what_was_restored_and_proved(host):
-    of(host, "store")
+def test_the_ledger_says_what_was_restored_and_proved(host, of):
+    of("store")
     with host.sudo():
         events = [json.loads(line) for line in host.run(f"cat {STORE}/*/ledger.jsonl").stdout.splitlines()]
     kinds = [event["kind"] for event in events]
@@ -53,8 +46,8 @@ def test_the_ledger_says_what_was_restored_and_proved(host):
     assert restored[0]["data"]["drill"] is False
 
 
-def test_the_service_was_fenced_opened_accepted_and_is_backed_up_again(host):
-    of(host, "store")
+def test_the_service_was_fenced_opened_accepted_and_is_backed_up_again(host, of):
+    of("store")
     with host.sudo():
         events = [json.loads(line) for line in host.run(f"cat {STORE}/*/ledger.jsonl").stdout.splitlines()]
         old, new = json.loads(host.run(f"cat {STORE}/*/store.json").stdout)["generations"]
@@ -74,8 +67,8 @@ def test_the_service_was_fenced_opened_accepted_and_is_backed_up_again(host):
     assert kinds.index("fenced") < kinds.index("accepted") < len(kinds) - kinds[::-1].index("shipped")
 
 
-def test_the_new_cluster_cannot_overwrite_production_backups(host):
-    of(host, "dr1")
+def test_the_new_cluster_cannot_overwrite_production_backups(host, of):
+    of("dr1")
     with host.sudo():
         derived = host.run("find /var/lib/kmsops -name '*.yaml'").stdout.split()
         assert derived, "the cluster was not created with a configuration of its own"
@@ -83,9 +76,9 @@ def test_the_new_cluster_cannot_overwrite_production_backups(host):
             assert "/home/dsmbackup/backup" not in host.file(path).content_string, path
 
 
-def test_no_settings_of_any_member_name_where_production_delivered_to(host):
+def test_no_settings_of_any_member_name_where_production_delivered_to(host, of):
     """On the DR node and one spare the operator had left production's file, on the other one without a destination."""
-    of(host, *NODES)
+    of(*NODES)
     with host.sudo():
         settings = host.file("/etc/dsm/config.yaml")
         assert "10.66.1.50" not in settings.content_string
@@ -93,9 +86,9 @@ def test_no_settings_of_any_member_name_where_production_delivered_to(host):
         assert settings.mode == 0o600
 
 
-def test_every_command_ran_as_often_as_it_had_to_and_no_more(host):
+def test_every_command_ran_as_often_as_it_had_to_and_no_more(host, of):
     """The join outlived its controller and was not repeated; create and load-database died once each."""
-    of(host, "dr1")
+    of("dr1")
     with host.sudo():
         started = [line.split()[2] for line in host.file("/var/log/standin-commands.log").content_string.splitlines()]
     assert started.count("join") == 1
@@ -105,8 +98,8 @@ def test_every_command_ran_as_often_as_it_had_to_and_no_more(host):
     assert started.count("start-backend") == 1
 
 
-def test_the_backup_came_with_a_part_of_every_member(host):
-    of(host, "store")
+def test_the_backup_came_with_a_part_of_every_member(host, of):
+    of("store")
     with host.sudo():
         parts = host.run(f"ls {STORE}/*/backups/*/data").stdout.split()
     assert {"dc1-n1", "dc2-n1", "dc3-n1", "dr1"} <= set(parts), parts

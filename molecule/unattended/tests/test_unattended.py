@@ -13,13 +13,6 @@ SSH = "-o BatchMode=yes -i /etc/dsm/delivery_ed25519"
 PLACE = "kmsops-drop@10.66.9.50"
 
 
-def of(host, *names):
-    name = host.backend.get_hostname()
-    if name not in names:
-        pytest.skip(f"not about {name}")
-    return name
-
-
 def sftp(host, *lines):
     """The exit code and all words of a batch; a line with a dash in front may fail."""
     batch = "\\n".join(lines)
@@ -28,8 +21,8 @@ def sftp(host, *lines):
     return done.rc, done.stdout + done.stderr
 
 
-def test_the_key_of_dsm_lists_and_writes_in_one_directory(host):
-    of(host, "dc1-n1")
+def test_the_key_of_dsm_lists_and_writes_in_one_directory(host, of):
+    of("dc1-n1")
     rc, told = sftp(host, "pwd", "put /etc/hostname probe", "ls", "rm probe")
     assert rc == 0 and "/incoming" in told and "probe" in told
 
@@ -46,15 +39,15 @@ def test_the_key_of_dsm_lists_and_writes_in_one_directory(host):
         "chmod 777 /",
     ],
 )
-def test_the_key_of_dsm_reaches_nothing_else(host, line):
-    of(host, "dc1-n1")
+def test_the_key_of_dsm_reaches_nothing_else(host, of, line):
+    of("dc1-n1")
     rc, told = sftp(host, line)
     assert rc != 0 and ("denied" in told or "No such file" in told or "not found" in told), told
 
 
 @pytest.mark.parametrize("command", ["id", "-N -W 127.0.0.1:22", "-tt"])
-def test_the_key_of_dsm_opens_no_shell_and_forwards_nothing(host, command):
-    of(host, "dc1-n1")
+def test_the_key_of_dsm_opens_no_shell_and_forwards_nothing(host, of, command):
+    of("dc1-n1")
     options, words = (command, "") if command.startswith("-") else ("", command)
     with host.sudo():
         # The exit code of ssh is said and not returned: testinfra takes 255 for its own way being broken.
@@ -63,15 +56,15 @@ def test_the_key_of_dsm_opens_no_shell_and_forwards_nothing(host, command):
     assert "uid=" not in done.stdout and "SSH-2.0" not in done.stdout
 
 
-def test_a_link_that_dsm_leaves_leads_nowhere(host):
+def test_a_link_that_dsm_leaves_leads_nowhere(host, of):
     """It may make one; it is looked up inside the drop box."""
-    of(host, "dc1-n1")
+    of("dc1-n1")
     rc, told = sftp(host, "symlink /etc/passwd probe", "-get probe /tmp/stolen", "rm probe")
     assert rc == 0 and ("No such file" in told or "not found" in told), told
 
 
-def test_the_store_has_what_dsm_delivered_and_proved_it(host):
-    of(host, "store")
+def test_the_store_has_what_dsm_delivered_and_proved_it(host, of):
+    of("store")
     with host.sudo():
         events = [json.loads(line) for line in host.run(f"cat {STORE}/*/ledger.jsonl").stdout.splitlines()]
         waiting = host.run("ls /srv/dsm-drop/incoming").stdout.split()
@@ -84,8 +77,8 @@ def test_the_store_has_what_dsm_delivered_and_proved_it(host):
     assert "verified_copies{" in metrics and "last_success_timestamp_seconds" in metrics
 
 
-def test_what_runs_by_itself_can_write_nowhere_else(host):
-    of(host, "store")
+def test_what_runs_by_itself_can_write_nowhere_else(host, of):
+    of("store")
     with host.sudo():
         for job, network in (("ship", "no"), ("verify", "yes"), ("prune", "yes")):
             names = ("ProtectSystem", "PrivateNetwork", "NoNewPrivileges", "Result")
@@ -96,8 +89,8 @@ def test_what_runs_by_itself_can_write_nowhere_else(host):
         assert host.run("systemctl is-enabled kmsops-store-ship.timer").stdout.strip() == "enabled"
 
 
-def test_the_store_came_by_its_software_without_a_network(host):
-    of(host, "store")
+def test_the_store_came_by_its_software_without_a_network(host, of):
+    of("store")
     with host.sudo():
         done = host.run("/opt/kmsops/store-venv/bin/ansible-playbook --version")
     assert done.rc == 0 and "core " in done.stdout
