@@ -87,10 +87,10 @@ class Unit:
         """The eldest mtime (s, clock of the source)."""
         return min((item.attributes.mtime for item in self.items), default=0)
 
-    def key(self, host: str) -> str:
+    def key(self, place: str) -> str:
         """Identity of exactly these bytes at this place: host, name, and path, size and time of every file."""
         files = [[item.path, item.attributes.size, item.attributes.mtime] for item in self.items]
-        return digest({"host": host, "name": self.name, "files": files})
+        return digest({"host": place, "name": self.name, "files": files})
 
 
 def expand(session: Session, pattern: str) -> list[tuple[str, Attributes | None]]:

@@ -22,6 +22,7 @@ import typing as t
 from dataclasses import dataclass
 
 from .._errors import DsmError, Refused
+from ._known_hosts import host_pattern
 from ._push import SftpWriter
 from ._reader import Due, LocalReader, Reader, SftpReader
 from ._sftp import Attributes, EndOfFile, ProtocolError, Sftp
@@ -70,6 +71,10 @@ class Endpoint(t.Protocol):
     def host(self) -> str:
         """The host's name as configured; empty: this host."""
 
+    @property
+    def place(self) -> str:
+        """The host as its files are known by: behind one address several may answer, each at a port of its own."""
+
     def connect(self) -> Session:
         """A new session."""
 
@@ -89,6 +94,7 @@ class LocalEndpoint:
     """Directories of this host."""
 
     host: str = ""
+    place: str = ""
 
     @property
     def label(self) -> str:
@@ -117,6 +123,10 @@ class SftpEndpoint:
     @property
     def host(self) -> str:
         return self.target.host
+
+    @property
+    def place(self) -> str:
+        return host_pattern(self.target.host, self.target.port)
 
     @property
     def label(self) -> str:

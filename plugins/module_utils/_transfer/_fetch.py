@@ -58,7 +58,7 @@ def fetch(
             check_local(units[0].name, directory)
         data = os.path.join(directory, "data")
         os.makedirs(data, mode=0o700, exist_ok=True)
-        _claim(directory, data, units[0].key(source.endpoint.host))
+        _claim(directory, data, units[0].key(source.endpoint.place))
         plan = TransferPlan(
             endpoint=source.endpoint,
             items=units[0].items,

@@ -45,6 +45,13 @@ from ._store import Checkpoint, ClusterStore, Lease, as_reasons, identities, no_
 LOOKS = 3
 #: Clocks further apart than this (s) cannot say which backup is younger than an event elsewhere.
 MAX_SKEW = 300
+#: Codes after which what has landed of a backup is of no use, or takes room that others need. Whatever else ends a
+#: transfer says nothing about these bytes: they are checked again before they are used.
+_OF_NO_USE = frozenset(("SOURCE_CHANGED", "DAMAGED", "STORE_FULL", "TRANSFER_FAILED"))
+
+
+class _Unfit(Refused):
+    """What landed is refused for what it is."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +127,16 @@ class _Job:
     round_trip: float = 0.0
     id: str = ""
     seen: float = field(default_factory=time.monotonic)
+    #: SHA-256 by path at the source, of those files of the backup that somebody hashed there
+    hashes: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        known = self.source.hashes
+        self.hashes = {item.source: known[item.source] for item in self.unit.items if item.source in known}
 
     @property
     def key(self) -> str:
-        return self.unit.key(self.source.endpoint.host)
+        return self.unit.key(self.source.endpoint.place)
 
 
 def ship(request: ShipRequest, check_mode: bool) -> ShipResult:
@@ -271,11 +284,28 @@ class _Run:
                     "Check the path of the source, and whether the backup job of the cluster ran at all.",
                 )
             )
-        # What two sources name is one backup, and would count as two copies.
-        jobs = list({job.key: job for job in jobs}.values())
+        jobs = self._merged(jobs)
         jobs.sort(key=lambda job: (job.unit.newest, job.unit.name))
         self._claim(jobs)
         return jobs
+
+    def _merged(self, jobs: t.Iterable[_Job]) -> list[_Job]:
+        """What two sources name is one backup, and would count as two copies; the hashes of both hold for it."""
+        merged: dict[str, _Job] = {}
+        for job in jobs:
+            first = merged.setdefault(job.key, job)
+            for path, sha256 in job.hashes.items():
+                if first.hashes.setdefault(path, sha256) != sha256:
+                    del merged[job.key]
+                    self.result.reasons.append(
+                        Reason(
+                            "SOURCE_HASH",
+                            f"Two sources give different hashes for {path}.",
+                            "Hash it at the source again, and correct sources.",
+                        )
+                    )
+                    break
+        return list(merged.values())
 
     def _look(self, number: int, source: Source, deadline: float) -> tuple[int, list[_Job]]:
         """How many backups a source has, and those to bring home; a connection that breaks is built again."""
@@ -286,6 +316,7 @@ class _Run:
                 session = self._connect(number, source)
                 session.expect_clock()
                 units = self._wait_for_units(session, source, deadline)
+                self._note_unused_hashes(source, units)
                 return len(units), self._acceptable(session, source, units, deadline)
             except ConnectionLost:
                 if attempt == LOOKS:
@@ -300,30 +331,60 @@ class _Run:
         self.sessions[number] = opened
         return opened
 
-    def _fresh(self, unit: Unit) -> bool:
+    def _note_unused_hashes(self, source: Source, units: t.Iterable[Unit]) -> None:
+        """A hash that belongs to no file checks nothing, and nobody would know."""
+        named = {item.source for unit in units for item in unit.items}
+        unused = sorted(path for path in source.hashes if path not in named)
+        if unused and self.request.select == "all":
+            note = f"{len(unused)} hashes given for {source.label} belong to no file of a backup there: {unused[0]}."
+            self.result.notes.append(note)
+
+    def _fresh(self, unit: Unit, place: str, now: float) -> bool:
         """Whether all of a unit was written after the snapshot that was announced had started."""
         started = self.request.snapshot_started
-        return started is not None and bool(unit.items) and unit.oldest >= int(utc_seconds(started))
+        if started is None or not unit.items or unit.oldest < int(utc_seconds(started)):
+            return False
+        return not self._ahead(unit, place, now)
+
+    def _ahead(self, unit: Unit, place: str, now: float) -> bool:
+        """Whether a unit is said to be written later than it was seen, so that its time says nothing; ``now`` is the
+        clock of its source."""
+        known = self.known.get(unit.key(place))
+        seen = utc_seconds(known.published_at) + (known.source["clock_skew"] or 0) if known else now
+        return unit.newest > seen + MAX_SKEW
 
     def _wait_for_units(self, session: Session, source: Source, deadline: float) -> list[Unit]:
         """The units of a source; with ``snapshot_started`` set, once one that is younger has appeared."""
+        place = source.endpoint.place
         while True:
             units = discover(session, source)
-            if self.request.snapshot_started is None or any(self._fresh(unit) for unit in units):
-                break
-            if time.monotonic() > deadline:
+            if self.request.snapshot_started is None and self.request.select == "all":
+                return units
+            now = session.clock() or time.time()
+            if (
+                self.request.snapshot_started is None
+                or any(self._fresh(unit, place, now) for unit in units)
+                or time.monotonic() > deadline
+            ):
                 break
             time.sleep(1.0)
-        return units[-1:] if self.request.select == "newest" else units
+        if self.request.select == "all":
+            return units
+        trusted = [unit for unit in units if not self._ahead(unit, place, now)] or units
+        if trusted[-1:] != units[-1:]:
+            self.result.notes.append(
+                f"{units[-1].name} at {source.label} has a time that has not come yet: it does not count as the newest."
+            )
+        return trusted[-1:]
 
     def _acceptable(self, session: Session, source: Source, units: list[Unit], deadline: float) -> list[_Job]:
         """Leave out what is already stored; refuse what is empty, odd or still growing."""
         looked = time.monotonic()
-        host = source.endpoint.host
+        place = source.endpoint.place
         gone = self.pruned | self.passed_over
-        units = [unit for unit in units if unit.key(host) in self.known or unit.key(host) not in gone]
-        stored = [unit for unit in units if unit.key(host) in self.known]
-        fresh = [unit for unit in units if unit.key(host) not in self.known]
+        units = [unit for unit in units if unit.key(place) in self.known or unit.key(place) not in gone]
+        stored = [unit for unit in units if unit.key(place) in self.known]
+        fresh = [unit for unit in units if unit.key(place) not in self.known]
         if fresh and self.pool is not None:
             size = max(unit.size for unit in fresh)
             rate = self.request.rate_limit
@@ -368,7 +429,8 @@ class _Run:
         started = self.request.snapshot_started
         if started is None:
             return
-        fresh = [job for job in jobs if self._fresh(job.unit)]
+        now = time.time()
+        fresh = [job for job in jobs if self._fresh(job.unit, job.source.endpoint.place, now + (job.skew or 0))]
         skewed = [job for job in jobs if job.skew is not None and abs(job.skew) > MAX_SKEW]
         ahead = utc_seconds(started) - time.time()
         if skewed or ahead > MAX_SKEW:
@@ -424,6 +486,7 @@ class _Run:
 
     def _room(self, jobs: list[_Job]) -> list[_Job]:
         """The newest that fit with headroom; the others are refused before the first byte (code STORE_FULL)."""
+        jobs = self._possible(jobs)
         wanted = [job for job in jobs if job.key not in self.known]
         have_bytes, have_inodes = self.store.free()
         limit = have_bytes + landed_bytes(self.store.incoming_path)
@@ -450,6 +513,25 @@ class _Run:
             )
         left = {job.key for job in self.left}
         return [job for job in jobs if job.key not in left]
+
+    def _possible(self, jobs: list[_Job]) -> list[_Job]:
+        """Without those that would not fit into the empty store, for which nothing else has to wait."""
+        capacity = self.store.capacity()
+        found = []
+        for job in jobs:
+            need = with_headroom(job.unit.size, self.request.headroom)
+            if job.key in self.known or need <= capacity:
+                found.append(job)
+                continue
+            self.result.reasons.append(
+                Reason(
+                    "TOO_LARGE",
+                    f"{job.unit.name} with headroom needs {need} bytes; {self.store.path} could hold {capacity} if it "
+                    "were empty.",
+                    "Look at that file: it may have holes, or be no backup. Else grow the file system of the store.",
+                )
+            )
+        return found
 
     def _leave(self, coming: t.Sequence[str]) -> None:
         """Remember what has no room: behind newer ones (their keys) it never comes; else pruning makes room for the
@@ -514,7 +596,7 @@ class _Run:
         Those of a source that could not be read now are kept.
         """
         wanted = {job.key for job in jobs}
-        looked_at = {(source.endpoint.host, source.path) for source in self.request.sources}
+        looked_at = {(source.endpoint.place, source.path) for source in self.request.sources}
         for name in self.store.incoming():
             directory = os.path.join(self.store.incoming_path, name)
             try:
@@ -522,7 +604,7 @@ class _Run:
             except (OSError, Invalid, DsmError):
                 remove_tree(directory)
                 continue
-            if source.get("key") in wanted or (source.get("host"), source.get("path")) not in looked_at:
+            if source.get("key") in wanted or (source.get("place"), source.get("path")) not in looked_at:
                 continue
             if self.result.reasons:
                 continue
@@ -594,7 +676,7 @@ class _Run:
         data = os.path.join(incoming, "data")
         make_directory(incoming)
         at("incoming made")
-        source = {"key": job.key, "name": job.unit.name, "host": job.source.endpoint.host, "path": job.source.path}
+        source = {"key": job.key, "name": job.unit.name, "place": job.source.endpoint.place, "path": job.source.path}
         write_atomically(os.path.join(incoming, "source.json"), json.dumps(source).encode("utf-8"))
         make_directory(data)
         at("source noted")
@@ -605,7 +687,7 @@ class _Run:
             journal=os.path.join(incoming, "journal.jsonl"),
             workers=self.request.workers,
             rate_limit=self.request.rate_limit,
-            known=frozenset(item.path for item in job.unit.items if item.source in job.source.hashes),
+            known=frozenset(item.path for item in job.unit.items if item.source in job.hashes),
             round_trip=job.round_trip,
         )
 
@@ -626,7 +708,7 @@ class _Run:
             _same_as_source(job, report.sha256)
             kind, problems = _structure.check(data, [item.path for item in job.unit.items], lease.renew)
             if problems:
-                raise Refused(
+                raise _Unfit(
                     f"{job.unit.name} is not complete.",
                     problems[0].code,
                     "The backup job of the cluster was cut off while it wrote. Let it run again.",
@@ -635,8 +717,7 @@ class _Run:
             manifest = self._manifest(job, report.sha256, kind, utc_text(time.time()))
             self._refuse_foreign(manifest, data)
         except DsmError as error:
-            # What is left of a transfer that only the link interrupted is worth keeping; of any other it is not.
-            if error.code not in TRANSIENT:
+            if isinstance(error, _Unfit) or error.code in _OF_NO_USE:
                 remove_tree(incoming)
             raise
         lease.confirm()
@@ -666,7 +747,7 @@ class _Run:
         if self.request.identify is not None:
             said = self.request.identify(os.path.join(data, manifest.archive.path) if manifest.archive else data)
             if not any(mark and mark in said for mark in (cluster.fingerprint, cluster.uid)):
-                raise Refused(
+                raise _Unfit(
                     f"{manifest.source['path']} is not a backup of this cluster: identify_argv names neither its "
                     "fingerprint nor its uid.",
                     "FOREIGN",
@@ -677,7 +758,7 @@ class _Run:
                 continue
             for entry in ClusterStore(self.request.store, identity).entries():
                 if entry.manifest is not None and entry.manifest.digest == manifest.digest:
-                    raise Refused(
+                    raise _Unfit(
                         f"These bytes are backup {entry.id} of cluster {identity.cluster_id}.",
                         "FOREIGN",
                         "The source is the one of another cluster: correct sources.",
@@ -706,7 +787,7 @@ class _Run:
                 "path": job.unit.name,
                 "layout": job.source.layout,
                 "key": job.key,
-                "hash": "sha256" if all(item.source in job.source.hashes for item in job.unit.items) else "none",
+                "hash": "sha256" if all(item.source in job.hashes for item in job.unit.items) else "none",
                 "clock_skew": job.skew,
             },
             files=tuple(
@@ -751,9 +832,9 @@ def shipped_data(manifest: Manifest) -> dict[str, t.Any]:
 def _same_as_source(job: _Job, sha256: t.Mapping[str, str]) -> None:
     """What landed is what somebody hashed at the source, where somebody did (code SOURCE_HASH)."""
     for item in job.unit.items:
-        wanted = job.source.hashes.get(item.source)
+        wanted = job.hashes.get(item.source)
         if wanted is not None and wanted != sha256[item.path]:
-            raise Refused(
+            raise _Unfit(
                 f"{item.source} has the SHA-256 {wanted} at the source; what landed has {sha256[item.path]}.",
                 "SOURCE_HASH",
                 "Its bytes were damaged on the way or in memory, or the file was replaced. What landed was thrown "

@@ -208,9 +208,15 @@ class _Push:
                 continue
             path = posixpath.join(self.request.path, name)
             newest, size = attributes.mtime, 0
-            for _path, below in self._tree(path):
-                newest = max(newest, below.mtime)
-                size += below.size if stat.S_ISREG(below.mode) else 0
+            try:
+                for _path, below in self._tree(path):
+                    newest = max(newest, below.mtime)
+                    size += below.size if stat.S_ISREG(below.mode) else 0
+            except (FileNotFoundError, PermissionError):
+                if path == self.partial:
+                    raise
+                # Another run has just finished it, or somebody else owns it.
+                continue
             if path == self.partial or newest + _GRACE < time.time():
                 found[path] = size
         return found

@@ -339,6 +339,11 @@ class ClusterStore:
         found = os.statvfs(path)
         return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else 1 << 62
 
+    def capacity(self) -> int:
+        """Bytes that the file system could hold if it were empty."""
+        found = os.statvfs(self.path if os.path.isdir(self.path) else self.root)
+        return found.f_blocks * found.f_frsize
+
     # -- publishing -------------------------------------------------------------------------------------------------
     def publish(self, backup_id: str, manifest: Manifest) -> None:
         """Data first, then the manifest; then what was needed to resume goes away (law 4)."""

@@ -802,8 +802,8 @@ def tiny(site: Site) -> Iterator[Callable[[int], None]]:
 
 
 def test_f13_what_does_not_fit_is_refused_before_the_first_byte(site: Site, tiny: Callable[[int], None]) -> None:
-    tiny(2048)
-    site.deliver("small.tar.gz", size=100_000, age=900)
+    tiny(4 * 1024)
+    site.deliver("small.tar.gz", size=1_500_000, age=900)
     assert site.ship().changed
     big(site)
     before = site.snapshot()

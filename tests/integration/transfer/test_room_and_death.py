@@ -20,7 +20,15 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _policy, _pool, _pull, _ranges, _ship
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import (
+    _policy,
+    _pool,
+    _pull,
+    _ranges,
+    _sftp,
+    _ship,
+    _store,
+)
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._request import stage_request
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._stage import StageResult, stage
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
@@ -30,6 +38,8 @@ from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers 
     PATIENCE,
     Proxy,
     Site,
+    Sshd,
+    run_module,
     tree,
 )
 
@@ -87,6 +97,7 @@ def test_f13_room_ends_at_any_byte(
     delivered(site, "first", 50_000)
     site.run(sources=source, quiet=0)
     monkeypatch.setattr(ClusterStore, "free", lambda _store: (1 << 40, 1 << 20))
+    monkeypatch.setattr(ClusterStore, "capacity", lambda _store: 1 << 40)
     choose = random.Random(where)
     refused = 0
     for number in range(6):
@@ -282,3 +293,97 @@ def test_f11_a_connection_that_stands_still_costs_few_ranges_twice(
     assert max(doubled) == most and result.report.resent <= most * RANGE
     assert result.report.bytes == path.stat().st_size + result.report.resent
     assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# -- what landed ---------------------------------------------------------------------------------------------------
+
+
+def _lost_lease(site: Site, monkeypatch: pytest.MonkeyPatch, **_unused: Any) -> dict[str, Any]:
+    """Somebody removed the lock by hand."""
+    monkeypatch.setattr(_store, "RENEW_SECONDS", -1)
+    return {"step": lambda: (site.cluster / "lock").unlink(missing_ok=True), "code": "LEASE_LOST"}
+
+
+def _no_login(
+    site: Site, own_server: Callable[..., Sshd], proxy: Callable[..., Proxy], **_unused: Any
+) -> dict[str, Any]:
+    """The host lets nobody in while it goes down."""
+    server = own_server()
+    allowed = server.directory / "authorized"
+    key = allowed.read_text()
+    link = proxy(server.port, lambda _seen, data: data)
+    known = server.directory / "known of the link"
+    known.write_text(server.pinned(link.port))
+
+    def step() -> None:
+        allowed.write_text("")
+        link.cut()
+
+    login = server.login(path=f"{site.source}/*", port=link.port, known_hosts=str(known))
+    return {
+        "step": step,
+        "code": "AUTH_REFUSED",
+        "mend": lambda: allowed.write_text(key),
+        "sources": [login],
+        "rate_limit": 3e6,
+    }
+
+
+@pytest.mark.parametrize("happens", [_lost_lease, _no_login], ids=lambda case: case.__name__.strip("_"))
+def test_f09_what_landed_outlives_whatever_says_nothing_about_it(
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    own_server: Callable[..., Sshd],
+    proxy: Callable[..., Proxy],
+    happens: Callable[..., dict[str, Any]],
+) -> None:
+    delivered(site, "one", 2 * MEBI)
+    case = happens(site=site, monkeypatch=monkeypatch, own_server=own_server, proxy=proxy)
+    code, step, mend = case.pop("code"), case.pop("step"), case.pop("mend", lambda: None)
+    landed: list[str] = []
+
+    def at(name: str) -> None:
+        if name == "range landed":
+            landed.append(name)
+            if len(landed) == 3:
+                step()
+
+    options = {"sources": [{"path": f"{site.source}/*"}], "quiet": 0, **case}
+    with pytest.raises(DsmError) as caught:
+        site.run(at, **options)
+    assert {reason.code for reason in caught.value.reasons} | {caught.value.code} >= {code}, caught.value
+    (left,) = site.incoming
+    assert (left / "journal.jsonl").read_bytes().count(b"\n") >= 3
+    monkeypatch.undo()
+    mend()
+    again = site.run(**options)
+    assert len(site.published()) == 1 and not site.incoming and again.report.bytes < 2 * MEBI
+
+
+def test_f09_what_landed_outlives_a_tool_that_is_missing(site: Site) -> None:
+    """The command that says whose bytes they are was not installed; tens of GB need not come again for that."""
+    delivered(site, "one", MEBI)
+    source = [{"path": f"{site.source}/*"}]
+    result = site.ship(sources=source, identify_argv=["/nonexistent/identify", "{path}"])
+    assert result.failed and not site.published() and len(site.incoming) == 1, result.output
+    again = site.ship(sources=source)
+    assert len(site.published()) == 1 and again.bytes == 0 and not site.incoming, again.output
+
+
+def test_another_staging_that_ends_meanwhile_is_in_nobodys_way(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    delivered(site, "one", MEBI)
+    site.run(sources=[{"path": f"{site.source}/*"}], quiet=0)
+    node = site.store.parent / "node"
+    other = node / ".00000077-20261122T005300Z.incoming"
+    other.mkdir(parents=True)
+    plain = _sftp.Sftp.listdir
+
+    def listdir(self: _sftp.Sftp, path: str) -> Any:
+        if path == str(other):
+            other.rmdir()
+        return plain(self, path)
+
+    monkeypatch.setattr(_sftp.Sftp, "listdir", listdir)
+    args = {"state": "staged", "store": str(site.store), "cluster_id": site.cluster.name, "id": "newest"}
+    result = run_module("backup_ship", {**args, "push": site.sshd.login(path=str(node))})
+    assert result.changed and not other.exists(), result.output

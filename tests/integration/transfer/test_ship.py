@@ -13,12 +13,14 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Callable
 
 import pytest
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_text
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import (
     _fetch,
@@ -470,3 +472,76 @@ def test_the_worker_that_looked_may_die(site: Site, monkeypatch: pytest.MonkeyPa
     assert [manifest.archive.sha256 for manifest in stored.values() if manifest.archive] == [
         hashlib.sha256(archive.read_bytes()).hexdigest()
     ]
+
+
+def test_hashes_hold_for_every_source_that_names_the_file(site: Site) -> None:
+    """Two sources that overlap are one backup; which of them knew the hash does not matter."""
+    archive = site.deliver()
+    right, wrong = hashlib.sha256(archive.read_bytes()).hexdigest(), "0" * 64
+    for first, second in [
+        ({str(archive): wrong}, {}),
+        ({}, {str(archive): wrong}),
+        ({str(archive): right}, {str(archive): wrong}),
+    ]:
+        sources = [
+            site.sshd.login(path=str(archive), hashes=first),
+            site.sshd.login(path=f"{site.source}/*", hashes=second),
+        ]
+        result = site.ship(sources=sources)
+        assert result.codes == ["SOURCE_HASH"] and result.remedy and not site.published(), result.output
+    sources[1]["hashes"] = {str(archive): right, f"{archive}.typo": right}
+    result = site.ship(sources=sources)
+    assert [manifest.source["hash"] for manifest in site.published().values()] == ["sha256"], result.output
+    (note,) = [note for note in result.notes if "belong to no file" in note]
+    assert f"{archive}.typo" in note
+
+
+def test_two_hosts_behind_one_address_are_two_sources(site: Site, own_server: Callable[..., Sshd]) -> None:
+    """As through a jump host; name, size and time are equal."""
+    # Nobody but root may write above a directory that sshd confines to.
+    with tempfile.TemporaryDirectory(dir="/var/lib") as top:
+        logins = []
+        for number in (1, 2):
+            root = Path(top) / f"root{number}"
+            (root / "backup").mkdir(parents=True)
+            archive = root / "backup" / "dsm.img"
+            archive.write_bytes(bytes([number]) * 200_000)
+            os.utime(archive, (1_700_000_000, 1_700_000_000))
+            logins.append(own_server(f"ChrootDirectory {root}").login(path="/backup/*"))
+        Path(top).chmod(0o755)
+        assert site.ship(sources=logins).changed
+        assert len({manifest.digest for manifest in site.published().values()}) == 2
+        assert not site.ship(sources=logins).changed
+
+
+def ahead(site: Site, seconds: int) -> None:
+    """A backup is in the store that was delivered with a time which has not come yet."""
+    site.deliver("ahead.tar.gz", age=-seconds)
+    assert site.ship().changed
+
+
+def test_f17_a_time_ahead_is_not_the_new_backup_that_is_waited_for(site: Site) -> None:
+    ahead(site, 7200)
+    started = utc_text(time.time())
+    result = site.ship(snapshot_started=started, run_id="run-2", patience=1)
+    assert result.codes == ["NO_NEW_BACKUP"], result.output
+    # Nor is one that is there for the first time.
+    site.deliver("ahead too.tar.gz", age=-86400)
+    result = site.ship(snapshot_started=started, run_id="run-3", patience=1)
+    assert "NO_NEW_BACKUP" in result.codes, result.output
+    site.deliver("new.tar.gz", age=-1)
+    result = site.ship(snapshot_started=started, run_id="run-4")
+    assert not result.failed, result.output
+    told = {
+        manifest.archive.path: manifest.snapshot_started for manifest in site.published().values() if manifest.archive
+    }
+    assert told == {"ahead.tar.gz": None, "ahead too.tar.gz": None, "new.tar.gz": started}
+
+
+def test_f17_a_time_ahead_does_not_stay_the_newest(site: Site) -> None:
+    site.deliver("tomorrow.tar.gz", age=-86400)
+    assert site.ship(select="newest").changed
+    site.deliver("now.tar.gz", age=10)
+    result = site.ship(select="newest", run_id="run-2")
+    assert result.changed and len(site.published()) == 2, result.output
+    assert any("has not come yet" in note for note in result.notes)

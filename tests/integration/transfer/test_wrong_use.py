@@ -91,9 +91,21 @@ def tiny(site: Site) -> Iterator[None]:
 
 
 def test_wrong_use_store_full(tiny: None, kept: Site) -> None:
-    kept.deliver(size=3_000_000)
+    kept.deliver(size=900_000)
     result = refused(kept, ["STORE_FULL"], kept.ship)
     assert result.details["bytes"] == 0
+
+
+def test_wrong_use_what_would_not_fit_into_the_empty_store_holds_nothing_else_up(tiny: None, kept: Site) -> None:
+    """Such as a file with holes, which costs nothing to deliver; with the time it has it is always the newest."""
+    with (kept.source / "giant").open("wb") as file:
+        file.truncate(8 << 40)
+    kept.at(kept.source / "giant", -86400)
+    before = len(kept.published())
+    kept.deliver("good.tar.gz")
+    result = kept.ship()
+    assert result.codes == ["TOO_LARGE"] and result.remedy and len(kept.published()) == before + 1, result.output
+    assert "no_room" not in (kept.cluster / "ledger.jsonl").read_text()
 
 
 def test_wrong_use_store_full_to_the_last_byte(tiny: None, kept: Site) -> None:
