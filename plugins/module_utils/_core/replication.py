@@ -8,8 +8,9 @@
 
 Backups keep their ids and manifests, so that a copy can be told from a different backup by its digest alone. Nothing
 is ever removed because the other site removed it, and no copy is replaced but a bad one by a good one of the same
-bytes. Each store has a ledger of its own: what happened to the cluster is taken over from the other, what happened to
-copies (shipped, verified, pruned) is not.
+bytes. Each store has a ledger of its own: what happened to the cluster is taken over from the other, even what the
+other itself was told (a store that lost its ledger gets its history back); what happened to copies (shipped, verified,
+pruned) is not.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from .strict import Invalid, Problem, digest, load, utc_seconds
 OF_COPIES = frozenset(("shipped", "verified", "pruned", "no_room"))
 #: Key in the data of an event that was taken over.
 ORIGIN = "replicated_from"
+#: Key in the data of an event about a copy that was brought from another store, which it names.
+COPIED_FROM = "copied_from"
 
 
 class Here(NamedTuple):
@@ -163,26 +166,24 @@ def follow(seen: bytes, theirs: bytes) -> tuple[ledger.Chain, list[Problem]]:
 def taken_over(mine: Iterable[ledger.Event], theirs: Iterable[ledger.Event]) -> list[tuple[str, str, dict[str, Any]]]:
     """Kind, subject and data of the events to record here: what happened to the cluster and was not recorded yet.
 
-    Each says which event of the other ledger it repeats. One that came from here, or from a third store, stays there.
+    Each says where it was recorded first. What began here comes home only if this ledger lost it.
     """
-    known = {event.data[ORIGIN].get("hash") for event in mine if isinstance(event.data.get(ORIGIN), dict)}
-    return [
-        (
-            event.kind,
-            event.subject,
-            {
-                **event.data,
-                ORIGIN: {
-                    "sequence": event.sequence,
-                    "hash": event.hash,
-                    "time": event.time,
-                    "run_id": event.run_id,
-                },
-            },
-        )
-        for event in theirs
-        if event.kind not in OF_COPIES and ORIGIN not in event.data and event.hash not in known
-    ]
+    known = {name for event in mine for name in (event.hash, _origin(event)["hash"])}
+    taken = []
+    for event in theirs:
+        origin = _origin(event)
+        if event.kind not in OF_COPIES and origin["hash"] not in known:
+            known.add(origin["hash"])
+            taken.append((event.kind, event.subject, {**event.data, ORIGIN: origin}))
+    return taken
+
+
+def _origin(event: ledger.Event) -> dict[str, Any]:
+    """Where an event was recorded first; by its hash there it is recognised in every store."""
+    carried = event.data.get(ORIGIN)
+    if isinstance(carried, dict) and isinstance(carried.get("hash"), str):
+        return carried
+    return {"sequence": event.sequence, "hash": event.hash, "time": event.time, "run_id": event.run_id}
 
 
 class Copy(NamedTuple):

@@ -14,7 +14,7 @@ import stat
 import typing as t
 from dataclasses import dataclass
 
-from .._core import ledger, notes, retention, rotation
+from .._core import ledger, notes, replication, retention, rotation
 from .._core.manifest import BACKUP_ID
 from .._core.openability import classify, copy_of
 from .._core.strict import Invalid, Problem, utc_seconds
@@ -217,10 +217,19 @@ def ledger_of_other(store: ClusterStore) -> bytes:
 
 
 def lost_history(store: ClusterStore, chain: ledger.Chain, entries: t.Iterable[Entry]) -> list[Reason]:
-    """A soft reason if no ledger has the event that a manifest says was the last; that of the other site counts for
-    what was brought from there."""
+    """A soft reason if no ledger has the event that a manifest says was the last; that of the other site counts, too.
+
+    What was brought here says nothing of this ledger, and the one that it was published after may be lost for good.
+    """
     hashes = {event.hash for event in chain.events}
-    anchors = [(entry.id, entry.manifest.ledger) for entry in entries if entry.manifest is not None]
+    brought = {
+        event.subject: replication.COPIED_FROM in event.data for event in chain.events if event.kind == "shipped"
+    }
+    anchors = [
+        (entry.id, entry.manifest.ledger)
+        for entry in entries
+        if entry.manifest is not None and not brought.get(entry.id)
+    ]
     unknown = [(name, anchor) for name, anchor in anchors if anchor["sequence"] and anchor["hash"] not in hashes]
     if unknown:
         hashes = {event.hash for event in ledger.read(ledger_of_other(store)).events}

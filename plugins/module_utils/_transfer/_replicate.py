@@ -64,7 +64,7 @@ _REMEDIES = {
     "backups nevertheless, accept OTHER_LEDGER_BROKEN; then nothing of that ledger is taken over.",
     "OTHER_LEDGER_ROLLED_BACK": "It was put back to an older state, or replaced. The copy in this store (other.jsonl) "
     "has what is missing there. To replicate backups nevertheless, accept OTHER_LEDGER_ROLLED_BACK. If that state is "
-    "the true one from now on, move other.jsonl out of the way.",
+    "the true one from now on (a lost store that was filled again from this one), move other.jsonl out of the way.",
 }
 
 
@@ -512,16 +512,19 @@ class _Run:
         self.request.checkpoint("published")
         if self.broken_ledger:
             return
+        came = {replication.COPIED_FROM: self.request.other.name}
         verified = {
             "verdict": "ok",
             "digest": manifest.digest,
             "bytes": manifest.bytes,
             "codes": [],
-            "copied_from": self.request.other.name,
+            **came,
         }
-        shipped = ("shipped", step.id, shipped_data(manifest))
+        # A repaired one may have been shipped here: nothing says that the event before it was never in this ledger.
+        shipped = {**shipped_data(manifest), **(came if step.action == "bring" else {})}
         known = step.action == "repair" and step.id in self.recorded
-        store.ledger.append_all(self.request.run_id, [*([] if known else [shipped]), ("verified", step.id, verified)])
+        records = [*([] if known else [("shipped", step.id, shipped)]), ("verified", step.id, verified)]
+        store.ledger.append_all(self.request.run_id, records)
         self.request.checkpoint("recorded")
 
     # -- afterwards -------------------------------------------------------------------------------------------------

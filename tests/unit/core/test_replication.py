@@ -200,9 +200,57 @@ def test_what_happened_to_the_cluster_is_taken_over_once() -> None:
     mine = chain(("expanded", "n2", {}), *taken[:1])
     assert taken_over(mine, theirs) == taken[1:]
     assert taken_over(chain(*taken), theirs) == []
-    # And back: only what began here.
+    # And back: only what began here, and what was lost there.
     assert [kind for kind, _subject, _data in taken_over(theirs, mine)] == ["expanded"]
+    assert taken_over(theirs[1:], mine) == [*taken_over(theirs, mine), *taken[:1]]
+    assert taken_over([], mine)[1:] == taken[:1] and taken_over([], chain(*taken)) == taken
     assert ledger.fold(chain(*taken)).removed.keys() == ledger.fold(theirs).removed.keys()
+
+
+@pytest.mark.parametrize("origin", ["A", {}, {"hash": None}, None])
+def test_an_event_whose_origin_says_nothing_began_where_it_is(origin: Any) -> None:
+    (event,) = chain(("joined", "dr1", {"replicated_from": origin}))
+    (taken,) = taken_over([], [event])
+    assert taken[2]["replicated_from"]["hash"] == event.hash
+    assert taken_over([event], [event]) == taken_over(chain(taken), [event]) == []
+
+
+SITES = st.integers(0, 2)
+WHAT_HAPPENS = st.lists(
+    st.one_of(
+        st.tuples(st.just("recorded"), SITES, st.sampled_from(["joined", "removed", "shipped"])),
+        st.tuples(st.just("replicated"), SITES, SITES),
+        st.tuples(st.just("lost"), SITES, st.integers(0, 3)),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(WHAT_HAPPENS)
+def test_between_three_sites_nothing_is_told_twice_and_nothing_is_lost_that_one_of_them_has(history: list[Any]) -> None:
+    ledgers: list[list[tuple[str, str, dict[str, Any]]]] = [[], [], []]
+
+    def replicate(here: int, there: int) -> int:
+        taken = taken_over(chain(*ledgers[here]), chain(*ledgers[there]))
+        ledgers[here] += taken
+        return len(taken)
+
+    for number, (what, here, other) in enumerate(history):
+        if what == "recorded":
+            ledgers[here].append((other, f"n{number}", {}))
+        elif what == "replicated":
+            replicate(here, other)
+        else:
+            # An older state of the ledger was put back, or none at all.
+            del ledgers[here][other:]
+    known = {subject for events in ledgers for kind, subject, _data in events if kind != "shipped"}
+    for _round in range(2):
+        for here, there in itertools.permutations(range(3), 2):
+            replicate(here, there)
+    for events in ledgers:
+        assert sorted(subject for kind, subject, _data in events if kind != "shipped") == sorted(known)
+    assert not any(replicate(here, there) for here, there in itertools.product(range(3), repeat=2))
 
 
 def test_how_new_a_site_is() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from many_backups import CLUSTER, FINGERPRINT, Filler, golden
+from many_backups import CLUSTER, FINGERPRINT, SEALED, Filler, golden
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, ledger, replication
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.notes import Saying
@@ -62,6 +62,21 @@ class Stores:
         made = [self.filler.publish(verdict, **facts) for verdict in verdicts]
         self.filler.close()
         return made
+
+    def fill_anchored(self, count: int, **facts: Any) -> list[str]:
+        """As :meth:`fill`, and each manifest names the event before it, as those that were really shipped do."""
+        made = []
+        for _index in range(count):
+            head = self.filler.head
+            anchor = {"sequence": head.sequence, "hash": head.hash} if head else {"sequence": 0, "hash": "0" * 64}
+            made += self.fill("ok", ledger=anchor, **facts)
+        return made
+
+    def lose(self, here: str) -> None:
+        """The disk of a store is gone."""
+        root = self.second if here == "second" else self.first
+        shutil.rmtree(root)
+        root.mkdir()
 
     def run(self, check: bool = False, *, here: str = "second", **request: Any) -> ReplicateResult:
         there = {"second": self.first, "first": self.second}[here]
@@ -324,6 +339,56 @@ def test_a_ledger_that_lost_events_is_refused_until_a_person_says_so(stores: Sto
     done = stores.run(accept=frozenset(["OTHER_LEDGER_ROLLED_BACK"]))
     assert [reason.code for reason in done.accepted] == ["OTHER_LEDGER_ROLLED_BACK"]
     assert new in stores.verdicts() and (stores.second / CLUSTER / "other.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_a_store_that_was_filled_again_from_the_other_knows_what_it_knew(stores: Stores, quick: None) -> None:
+    ids = stores.fill_anchored(4, sealed=(SEALED,))
+    stores.filler.event("proved", "dr1", {"backup": ids[0]}, time.time())
+    stores.filler.event("joined", "dr2", {"version": "5.4"}, time.time())
+    stores.filler.event("removed", "dr2", {}, time.time())
+    stores.filler.close()
+    stores.run()
+    before = stores.folded()
+    stores.lose("first")
+    stores.run(here="first")
+    after = stores.folded("first")
+    assert [(one["node"], one["backup"]) for one in after.proved] == [("dr1", ids[0])]
+    assert (after.joins.keys(), after.removed.keys(), after.members) == (
+        before.joins.keys(), before.removed.keys(), before.members,
+    )  # fmt: skip
+    pruned = prune(stores.store("first"), PruneRequest(Policy(keep=2, max_copies=2), need=0), False)
+    assert pruned.removed == [ids[1]]
+    assert not verify(stores.store("first"), VerifyRequest()).reasons
+    # The other one says that it is not the ledger it knew, and what to do; then both work as before.
+    assert stores.refused().code == "OTHER_LEDGER_ROLLED_BACK"
+    (stores.second / CLUSTER / "other.jsonl").rename(stores.second / CLUSTER / "other.jsonl.old")
+    assert stores.run().events == 0
+    assert not verify(stores.store(), VerifyRequest()).reasons
+    assert prune(stores.store(), PruneRequest(Policy(keep=2, max_copies=2), need=0), False).removed == [ids[1]]
+    stores.filler.event("joined", "dr3", {}, time.time())
+    stores.filler.close()
+    assert [stores.run(here=here).events for here in ("second", "first", "second", "first")] == [1, 0, 0, 0]
+    assert "dr3" in stores.folded().joins
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_a_ledger_that_lost_events_is_found_whatever_came_since(stores: Stores, quick: None, repaired: bool) -> None:
+    """Neither what is recorded anew of its own backups nor what comes from the other store hides it."""
+    stores.fill_anchored(2, sealed=())
+    stores.filler.event("joined", "dr1", {}, time.time())
+    (last,) = stores.fill_anchored(1, sealed=())
+    stores.run()
+    path = stores.first / CLUSTER / "ledger.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:4]))
+    if repaired:
+        (stores.filler.backups / last / "manifest.json").unlink()
+    stores.run(here="first")
+    assert last in stores.folded("first").backups and "dr1" in stores.folded("first").joins
+    # What the other store has of this ledger is no ledger of the other store.
+    (stores.first / CLUSTER / "other.jsonl").unlink()
+    with pytest.raises(DsmError) as caught:
+        prune(stores.store("first"), PruneRequest(Policy(keep=1), need=0), False)
+    assert caught.value.code == "LEDGER_ROLLED_BACK"
 
 
 def test_a_new_generation_comes_with_the_first_store(stores: Stores, quick: None) -> None:
