@@ -154,7 +154,9 @@ folded:
       description: The last join of each node.
       type: dict
     removed:
-      description: Nodes that were removed or set aside and did not join again.
+      description:
+        - Nodes that were removed or set aside and did not join again.
+        - Their C(out) is false if a recovery or an expansion has put the node to use since then.
       type: dict
     trials:
       description: Trials on each node, and whether they are still open.

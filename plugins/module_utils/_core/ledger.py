@@ -8,7 +8,8 @@
 
 One line of ``ledger.jsonl`` is one event. ``previous`` is the hash of the line before, so that nothing inside can be
 changed, removed or put in later without being seen. What is true now is a pure fold over the events; sequence decides
-what is newer, the clock never does.
+what is newer, the clock never does. An event that was taken over from another store may be older than those before it:
+where it contradicts what was recorded here, nobody knows which is newer, and what keeps more copies counts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from .openability import Copy, classify
 from .strict import Checker, Invalid, Problem, canonical, digest, load, utc_seconds
 
 GENESIS = "0" * 64
+#: Key in the data of an event that was taken over from another store.
+ORIGIN = "replicated_from"
 KINDS = (
     "observed_members",
     "joined",
@@ -256,11 +259,24 @@ def fold(events: Iterable[Event]) -> Folded:
     generations: list[dict[str, Any]] = []
     proved: list[dict[str, Any]] = []
     told = _Verdicts()
+    #: fingerprint of the generation that the first observation or the last recovery made the one that serves
+    serving: str | None = None
+    removed_here: set[str] = set()
     for event in events:
         data = dict(event.data)
         stamped = dict(data, sequence=event.sequence, recorded_at=event.time, run_id=event.run_id)
+        elsewhere = ORIGIN in data
+        undecided = elsewhere and event.subject in removed_here
         if event.kind == "observed_members":
-            members = {item["name"]: dict(item) for item in data["members"]}
+            recovered = any(item["backup"] is not None for item in generations)
+            strange = elsewhere and recovered and data["fingerprint"] != serving
+            if strange or _superseded(data["fingerprint"], generations, serving):
+                continue
+            members = {
+                item["name"]: dict(item)
+                for item in data["members"]
+                if not (elsewhere and removed.get(item["name"], {}).get("out"))
+            }
             state = {
                 "version": data.get("version") or state["version"],
                 "observed_at": event.time,
@@ -268,25 +284,35 @@ def fold(events: Iterable[Event]) -> Folded:
             }
             if not generations:
                 generations.append(_generation(data["fingerprint"], event, None))
+                serving = data["fingerprint"]
         elif event.kind == "joined":
             joins[event.subject] = stamped
-            removed.pop(event.subject, None)
-            members.setdefault(event.subject, {"name": event.subject, **_identity(data)})
+            if not undecided:
+                removed.pop(event.subject, None)
+                removed_here.discard(event.subject)
+                members.setdefault(event.subject, {"name": event.subject, **_identity(data)})
         elif event.kind in ("removed", "set_aside"):
-            removed.setdefault(event.subject, {}).update(stamped, kind=event.kind)
+            removed.setdefault(event.subject, {}).update(stamped, kind=event.kind, out=True)
             members.pop(event.subject, None)
+            if not elsewhere:
+                removed_here.add(event.subject)
         elif event.kind == "restored":
-            if is_recovery(event):
+            past = elsewhere and _superseded(data["fingerprint"], generations, serving)
+            if is_recovery(event) and not past:
                 if all(item["fingerprint"] != data["fingerprint"] for item in generations):
                     generations.append(_generation(data["fingerprint"], event, data["backup"]))
-                state["fingerprint"] = data["fingerprint"]
+                serving = state["fingerprint"] = data["fingerprint"]
                 members = {event.subject: {"name": event.subject, **_identity(data)}}
+                for name, one in removed.items():
+                    one["out"] = one["out"] and elsewhere and name in removed_here
         elif event.kind in ("fenced", "accepted"):
             for item in generations:
                 if item["fingerprint"] == data.get("fingerprint"):
                     item[event.kind] = True
         elif event.kind == "expanded":
-            members.setdefault(event.subject, {"name": event.subject, **_identity(data)})
+            if not undecided:
+                removed.get(event.subject, {}).update(out=False)
+                members.setdefault(event.subject, {"name": event.subject, **_identity(data)})
         elif event.kind == "trial_created":
             trials[event.subject] = dict(stamped, open=True)
         elif event.kind == "trial_reset":
@@ -399,6 +425,11 @@ def wanted_room(events: Sequence[Event]) -> int:
 def is_recovery(event: Event) -> bool:
     """Whether an event gives the cluster a new generation: restored, and not for a drill."""
     return event.kind == "restored" and event.data.get("drill") is False
+
+
+def _superseded(fingerprint: str, generations: Iterable[Mapping[str, Any]], serving: str | None) -> bool:
+    """Whether another generation took the place of this one."""
+    return fingerprint != serving and any(item["fingerprint"] == fingerprint for item in generations)
 
 
 def _generation(fingerprint: str, event: Event, backup: str | None) -> dict[str, Any]:

@@ -19,12 +19,11 @@ from typing import Any, Iterable, Mapping, NamedTuple
 
 from . import ledger
 from .catalogue import StoreIdentity, store_problems
+from .ledger import ORIGIN
 from .strict import Invalid, Problem, digest, load, utc_seconds
 
 #: Events about copies: each store has its own.
 OF_COPIES = frozenset(("shipped", "verified", "pruned", "no_room"))
-#: Key in the data of an event that was taken over.
-ORIGIN = "replicated_from"
 #: Key in the data of an event about a copy that was brought from another store, which it names.
 COPIED_FROM = "copied_from"
 

@@ -204,8 +204,10 @@ def lacking(store: ClusterStore, entry: Entry) -> Problem | None:
 
 
 def members(folded: ledger.Folded) -> frozenset[str]:
-    """Nodes that are no set-aside nodes: the member set last recorded."""
-    return frozenset(str(member.get("name")) for member in folded.members)
+    """Nodes that are no set-aside nodes: the member set last recorded, without those whose removal was recorded. A look
+    at the members may be older than the removal that was recorded before it."""
+    out = {name for name, data in folded.removed.items() if data["out"]}
+    return frozenset(str(member.get("name")) for member in folded.members) - out
 
 
 def ledger_of_other(store: ClusterStore) -> bytes:

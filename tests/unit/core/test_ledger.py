@@ -382,6 +382,82 @@ def test_f17_the_fold_follows_the_sequence_and_not_the_clock() -> None:
     assert ledger.fold([first, second]).joins["dr1"]["version"] == "2"
 
 
+def elsewhere(event: tuple[str, str, dict[str, Any]]) -> tuple[str, str, dict[str, Any]]:
+    """As it is recorded where it was taken over."""
+    kind, subject, data = event
+    return kind, subject, {**data, ledger.ORIGIN: {"sequence": 1, "hash": "cc" * 32, "time": NOW, "run_id": "r"}}
+
+
+def saw(*names: str, fingerprint: str = PRODUCTION) -> tuple[str, str, dict[str, Any]]:
+    return "observed_members", "cluster", {"members": [{"name": name} for name in names], "fingerprint": fingerprint}
+
+
+def names(*events: tuple[str, str, dict[str, Any]]) -> list[str]:
+    return [item["name"] for item in ledger.fold(chain(*events)).members]
+
+
+JOINED, REMOVED = ("joined", "dr1", {"version": "5.4"}), ("removed", "dr1", {})
+RECOVERY = ("restored", "dr1", {"backup": "b", "fingerprint": RECOVERED, "drill": False})
+
+
+def test_a_look_of_another_site_brings_nobody_back_who_was_removed() -> None:
+    assert names(saw("n1", "dr1"), REMOVED, elsewhere(saw("n1", "n2", "dr1"))) == ["n1", "n2"]
+    # Without any word against it, and after another join, it counts.
+    assert names(saw("n1"), elsewhere(saw("n1", "dr1"))) == ["n1", "dr1"]
+    assert names(REMOVED, JOINED, elsewhere(saw("n1", "dr1"))) == ["n1", "dr1"]
+    # Here the sequence decides.
+    assert names(saw("n1"), REMOVED, saw("n1", "dr1")) == ["n1", "dr1"]
+
+
+def test_a_join_of_another_site_undoes_a_removal_of_that_site_alone() -> None:
+    told = ledger.fold(chain(saw("n1"), REMOVED, elsewhere(JOINED)))
+    assert told.removed.keys() == told.joins.keys() == {"dr1"} and names(saw("n1"), REMOVED, elsewhere(JOINED)) == [
+        "n1"
+    ]
+    both = [elsewhere(REMOVED), elsewhere(JOINED)]
+    assert ledger.fold(chain(*both)).removed == {} and names(*both) == ["dr1"]
+    assert names(REMOVED, *both) == names(REMOVED, elsewhere(("expanded", "dr1", {}))) == []
+    assert names(REMOVED, JOINED, *both) == names(REMOVED, *both, JOINED) == ["dr1"]
+
+
+@pytest.mark.parametrize("where", [lambda event: event, elsewhere])
+def test_a_superseded_generation_is_not_production_again_because_somebody_looked(where: Any) -> None:
+    old = where(saw("n1", "n2"))
+    folded = ledger.fold(chain(saw("n1"), RECOVERY, old))
+    assert (folded.production_fingerprint, folded.members) == (
+        RECOVERED, [{"name": "dr1", "addresses": [], "host_id": ""}],
+    )  # fmt: skip
+    assert names(saw("n1"), RECOVERY, where(saw("dr1", "dr2", fingerprint=RECOVERED))) == ["dr1", "dr2"]
+    # People may decide to go back.
+    back = ("restored", "n1", {**RECOVERY[2], "fingerprint": PRODUCTION})
+    assert ledger.fold(chain(saw("n1"), RECOVERY, back, old)).production_fingerprint == PRODUCTION
+
+
+def test_what_another_site_tells_leads_away_from_a_recovery_only_to_another_one() -> None:
+    first = elsewhere(saw("n1"))
+    assert ledger.fold(chain(RECOVERY, first)).production_fingerprint == RECOVERED
+    assert ledger.fold(chain(RECOVERY, saw("n1", fingerprint="cc" * 32))).production_fingerprint == "cc" * 32
+    next_one = ("restored", "dr2", {**RECOVERY[2], "fingerprint": "cc" * 32})
+    assert ledger.fold(chain(first, elsewhere(RECOVERY), next_one)).production_fingerprint == "cc" * 32
+    assert ledger.fold(chain(RECOVERY, elsewhere(next_one))).production_fingerprint == "cc" * 32
+    assert ledger.fold(chain(RECOVERY, next_one, elsewhere(RECOVERY))).production_fingerprint == "cc" * 32
+
+
+def test_who_was_removed_and_serves_again_without_a_join_is_not_out() -> None:
+    def out(*events: tuple[str, str, dict[str, Any]]) -> bool:
+        return bool(ledger.fold(chain(*events)).removed["dr1"]["out"])
+
+    assert (
+        out(REMOVED)
+        and out(("set_aside", "dr1", {}))
+        and out(REMOVED, ("restored", "dr1", {**RECOVERY[2], "drill": True}))
+    )
+    assert not out(REMOVED, RECOVERY) and not out(REMOVED, ("expanded", "dr1", {}))
+    assert out(REMOVED, RECOVERY, REMOVED) and out(REMOVED, elsewhere(RECOVERY))
+    assert not out(elsewhere(REMOVED), elsewhere(RECOVERY))
+    assert names(REMOVED, RECOVERY, elsewhere(saw("dr1", fingerprint=RECOVERED))) == ["dr1"]
+
+
 @given(histories)
 def test_the_fold_never_fails_on_a_valid_chain(history: list[tuple[str, str, dict[str, Any]]]) -> None:
     folded = ledger.fold(chain(*history))

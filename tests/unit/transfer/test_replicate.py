@@ -164,7 +164,7 @@ def test_a_second_store_has_what_the_first_has_and_its_own_evidence(stores: Stor
     assert stores.folded().joins["dr1"]["joined_at"] == joined["joined_at"]
     assert [one["id"] for one in stores.folded().golden] == [one["id"] for one in stores.folded("first").golden]
     (event,) = (event for event in here.ledger.trusted().events if event.kind == "joined")
-    assert event.data[replication.ORIGIN]["hash"] == there.ledger.trusted().events[-1].hash
+    assert event.data[ledger.ORIGIN]["hash"] == there.ledger.trusted().events[-1].hash
     assert (stores.second / CLUSTER / "other.jsonl").read_bytes() == before[f"{CLUSTER}/ledger.jsonl"]
     result = verify(here, VerifyRequest(run_id="v"))
     assert not result.reasons and {verdict.verdict for verdict in result.verdicts} == {"ok"}
@@ -369,6 +369,42 @@ def test_a_store_that_was_filled_again_from_the_other_knows_what_it_knew(stores:
     stores.filler.close()
     assert [stores.run(here=here).events for here in ("second", "first", "second", "first")] == [1, 0, 0, 0]
     assert "dr3" in stores.folded().joins
+
+
+@pytest.mark.parametrize("told", ["observed_members", "joined"])
+def test_an_older_word_of_the_other_site_costs_no_golden_copy(stores: Stores, quick: None, told: str) -> None:
+    """The removal was recorded here; what the other store knew before it comes afterwards."""
+    (gold,) = stores.fill("ok", sealed=(golden(),))
+    stores.fill("ok", "ok", sealed=())
+    stores.fill("ok", sealed=(golden(),))
+    stores.run()
+    for kind in ("joined", "removed"):
+        stores.store().ledger.append(run_id="dr", kind=kind, subject="dr1", data={})
+    seen = {"members": [{"name": "dc1-n1"}, {"name": "dr1"}], "fingerprint": FINGERPRINT}
+    subject, data = (CLUSTER, seen) if told == "observed_members" else ("dr1", {})
+    stores.filler.event(told, subject, data, time.time())
+    stores.filler.close()
+    assert stores.run(run_id="2").events == 1
+    assert gold not in prune(stores.store(), PruneRequest(Policy(keep=2, max_copies=2), need=0), False).removed
+    # Nor does a look that was taken here before the removal and recorded after it.
+    stores.store().ledger.append(run_id="ship", kind="observed_members", subject=CLUSTER, data=seen)
+    assert gold not in prune(stores.store(), PruneRequest(Policy(keep=2, max_copies=2), need=0), False).removed
+    # Who serves again is no set-aside node any more.
+    stores.store().ledger.append(run_id="dr", kind="expanded", subject="dr1", data={})
+    assert gold in prune(stores.store(), PruneRequest(Policy(keep=2, max_copies=2), need=0), False).removed
+
+
+def test_a_look_at_the_old_cluster_does_not_undo_a_recovery(stores: Stores, quick: None) -> None:
+    stores.fill("ok", sealed=())
+    recovered = hashlib.sha256(b"recovered").hexdigest()
+    facts = {"fingerprint": recovered, "backup": stores.filler.ids[0], "drill": False}
+    for number, members in enumerate(([{"name": "old"}], [{"name": "old"}, {"name": "older"}])):
+        data = {"members": members, "fingerprint": FINGERPRINT}
+        stores.filler.event("observed_members", CLUSTER, data, time.time())
+        stores.filler.close()
+        stores.run(run_id=str(number))
+        stores.store().ledger.append(run_id="dr", kind="restored", subject="dr1", data=facts)
+        assert stores.folded().production_fingerprint == recovered
 
 
 @pytest.mark.parametrize("repaired", [False, True])
