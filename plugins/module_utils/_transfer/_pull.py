@@ -145,7 +145,7 @@ def local_failure(directory: str, error: OSError) -> Refused:
     return Refused(
         f"{error.filename or directory}: {error.strerror or error}.",
         "TRANSFER_FAILED",
-        "Check the disk of the store, then run again.",
+        "Check the disk of the store, and what protects this path (an immutable flag, a mount), then run again.",
     )
 
 

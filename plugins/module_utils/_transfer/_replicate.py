@@ -42,6 +42,7 @@ from ._pull import (
     TRANSIENT,
     TransferPlan,
     TransferReport,
+    local_failure,
     pull,
 )
 from ._ship import landed_bytes, remove_strangers, shipped_data
@@ -198,8 +199,8 @@ class _Run:
                 if store.identity != met.mine:
                     write_atomically(os.path.join(store.path, "store.json"), dump_identity(store.identity))
                 self.request.checkpoint("store.json")
-                store.finish_exchanges()
-                store.take_back()
+                self._guarded(store, store.finish_exchanges)
+                self._guarded(store, store.take_back)
                 self._decide(look, store, met)
                 self._record_published(store)
                 self._take_over_events(store, met)
@@ -210,6 +211,15 @@ class _Run:
             self._tidy_up(store)
             self._remember_other(store, met)
             self._tell(store)
+
+    def _guarded(self, store: ClusterStore, act: t.Callable[[], None]) -> None:
+        """Do it; that the disk does not let it is told at the end, and stops nothing else."""
+        try:
+            act()
+        except OSError as error:
+            self.result.reasons += reasons_of(local_failure(store.path, error))
+        except DsmError as error:
+            self.result.reasons += reasons_of(error)
 
     def _note_takeover(self, who: str) -> None:
         if who:
@@ -423,12 +433,16 @@ class _Run:
                 store.exchange(step.id, manifest)
             else:
                 store.publish(step.id, manifest)
+        except OSError as error:
+            # What landed is right; it is the place where it belongs that cannot be written.
+            return self._failed(step, manifest, local_failure(store.path, error))
         except (DsmError, Invalid) as error:
             # What is left of a transfer that only the link interrupted is worth keeping; of any other it is not.
             if getattr(error, "code", "") not in TRANSIENT | {"BEING_READ", "LEASE_LOST"}:
-                remove_tree(place)
+                self._guarded(store, lambda: remove_tree(place))
             return self._failed(step, manifest, error)
-        self._record(step, store, manifest)
+        # It is here whatever becomes of the record: the next run makes up for it.
+        self._guarded(store, lambda: self._record(step, store, manifest))
         self.here[step.id] = Here("good", manifest.digest)
         self.result.backups.append(_told(step, bytes=manifest.bytes, published=True))
         return True
@@ -507,7 +521,7 @@ class _Run:
 
     def _record(self, step: Step, store: ClusterStore, manifest: Manifest) -> None:
         """What is known now of this store's copy: that it is here, and that every byte was read and found right."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, DsmError):
             remember_reads(store, step.id, [entry.path for entry in manifest.files])
         self.request.checkpoint("published")
         if self.broken_ledger:

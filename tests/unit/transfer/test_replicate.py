@@ -632,6 +632,94 @@ def test_f10_a_byte_that_flips_after_its_range_was_hashed_is_refused(
     assert stores.run().changed and stores.verdicts() == {name: "ok"}
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPERM])
+def test_a_copy_whose_place_cannot_be_written_stops_no_other(
+    stores: Stores, quick: None, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    ids = stores.fill("ok", "ok", "ok", sealed=())
+    stores.run()
+    (new,) = stores.fill("ok", sealed=())
+    for name in (ids[0], ids[2]):
+        stores.damage(name)
+    stuck = Path(stores.store().backups_path) / ids[2]
+    rename = os.rename
+
+    def renamed(old: str, new: str) -> None:
+        if str(old).startswith(f"{stuck}/"):
+            raise OSError(number, os.strerror(number), str(old))
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_store.os, "rename", renamed)
+        for run_id in ("1", "2"):
+            error = stores.refused(run_id=run_id)
+            assert codes(error) == ["TRANSFER_FAILED"] and str(stuck) in error.reasons[0].message
+            assert "immutable" in error.reasons[0].remedy
+            assert stores.verdicts() == {ids[0]: "ok", ids[1]: "ok", ids[2]: "failed", new: "ok"}
+    stores.run()
+    assert set(stores.verdicts().values()) == {"ok"} and os.listdir(stores.store().repairs_path) == []
+
+
+def test_a_run_that_a_half_done_exchange_cannot_be_mended_for_does_the_rest(
+    stores: Stores, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = stores.fill("ok", sealed=())
+    stores.run()
+    stores.damage(first)
+
+    def at(step: str) -> None:
+        if step == "good data moved":
+            raise Killed
+
+    with pytest.raises(Killed):
+        stores.run(checkpoint=at)
+    (stores.second / CLUSTER / "lock").unlink(missing_ok=True)
+    (new,) = stores.fill("ok", sealed=())
+    bad = Path(stores.store().backups_path) / first / "bad" / "data"
+    rename = os.rename
+
+    def renamed(old: str, new: str) -> None:
+        if first in str(old):
+            raise OSError(errno.EIO, "the disk is broken", str(old))
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_store.os, "rename", renamed)
+        assert codes(stores.refused()) == ["TRANSFER_FAILED"]
+    assert stores.verdicts()[new] == "ok" and bad.is_dir()
+    stores.run()
+    assert stores.verdicts() == {first: "ok", new: "ok"}
+
+
+@pytest.mark.parametrize("file", ["reads.json", "ledger.jsonl"])
+def test_a_copy_that_cannot_be_recorded_is_here_nevertheless(
+    stores: Stores, quick: None, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """The disk is full to the last block; there is room again later."""
+    ids = stores.fill("ok", "ok", sealed=())
+    stores.run(check=True)
+    write = _verify.write_atomically
+
+    def written(path: str, data: bytes) -> None:
+        if file == os.path.basename(path):
+            raise _store.store_full(path, OSError(errno.ENOSPC, "no space"))
+        write(path, data)
+
+    def append_all(*_arguments: Any) -> None:
+        raise _store.store_full(file, OSError(errno.ENOSPC, "no space"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_verify, "write_atomically", written)
+        if file == "ledger.jsonl":
+            patch.setattr(_store.LedgerFile, "append_all", append_all)
+            error = stores.refused()
+            assert codes(error) == ["STORE_FULL"] and all(item["published"] for item in error.details["backups"])
+        else:
+            stores.run()
+    stores.run()
+    assert set(stores.folded().backups) == {*ids} and "failed" not in stores.verdicts().values()
+
+
 def test_it_waits_for_whoever_works_on_the_store(stores: Stores) -> None:
     stores.fill("ok", sealed=())
     stores.run()
