@@ -128,7 +128,10 @@ verdicts:
       description: Time that it took.
       type: float
     structure:
-      description: What could be checked of its structure, V(archive), V(snapshot), V(archive+snapshot) or V(unknown).
+      description:
+        - What could be checked of its structure, V(archive), V(snapshot), V(archive+snapshot) or V(unknown).
+        - Of a zip that is the list at its end and those members that can be opened here, not those that are encrypted
+          or packed by another method than deflate. An archive that takes too much memory to look into is V(unknown).
       type: str
     provenance:
       description: How it is known whose it is, V(by_source), V(by_template) or V(proved_by_restore).

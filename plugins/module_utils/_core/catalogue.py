@@ -139,7 +139,7 @@ class Index:
 
 NO_INDEX = Index({}, 0, "")
 #: To be counted up when a reader becomes stricter: what an older one accepted is then read again.
-_RULES = 1
+_RULES = 2
 
 
 def dump_index(index: Index) -> bytes:

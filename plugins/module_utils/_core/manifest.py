@@ -268,7 +268,8 @@ def _identity(value: Mapping[str, Any], check: Checker, cluster_id: str, backup_
 
 
 def _contents(value: Mapping[str, Any], check: Checker) -> None:
-    check.keys(value["source"], "source", _SOURCE)
+    if check.keys(value["source"], "source", _SOURCE):
+        _seconds(value["source"]["clock_skew"] or 0, "source.clock_skew", check)
     if check.keys(value["ledger"], "ledger", _LEDGER) and not SHA256.match(value["ledger"]["hash"]):
         check.add("WRONG_VALUE", "ledger.hash is not a SHA-256")
     check.strings(value["accepted"], "accepted")
@@ -294,8 +295,15 @@ def _contents(value: Mapping[str, Any], check: Checker) -> None:
         seen.add(entry["path"])
         if entry["size"] < 0:
             check.add("WRONG_VALUE", f"{where}: size {entry['size']}")
+        _seconds(entry["mtime"], f"{where}.mtime", check)
         if not SHA256.match(entry["sha256"]):
             check.add("WRONG_VALUE", f"{where}: {entry['sha256']!r} is not a SHA-256")
+
+
+def _seconds(value: int, where: str, check: Checker) -> None:
+    """What a system can say, however wrong its clock is; nobody can reckon with more."""
+    if abs(value) >= 1 << 64:
+        check.add("WRONG_VALUE", f"{where} is no time of any system")
 
 
 def _objects(items: list[Any], where: str, check: Checker) -> list[dict[str, Any]]:

@@ -41,9 +41,12 @@ class Invalid(ValueError):
 
 
 def utc_text(seconds: float) -> str:
-    """Seconds since the epoch as ``2026-11-22T00:53:00Z`` (whole seconds, rounded down)."""
-    moment = datetime.datetime.fromtimestamp(int(seconds // 1), tz=datetime.timezone.utc)
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+    """Seconds since the epoch as ``2026-11-22T00:53:00Z`` (whole seconds, rounded down); a time that no calendar holds,
+    which a broken clock may say, becomes the nearest that one does."""
+    bounded = min(max(seconds, -62135596800), 253402300799)
+    moment = datetime.datetime.fromtimestamp(int(bounded // 1), tz=datetime.timezone.utc)
+    # strftime leaves the zeros in front of a year out.
+    return f"{moment.replace(tzinfo=None).isoformat()}Z"
 
 
 @functools.lru_cache(maxsize=65536)

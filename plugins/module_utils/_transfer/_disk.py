@@ -121,11 +121,17 @@ def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
 
 
 def make_directory(path: str) -> None:
-    """A directory of our own (0700), durable; it may exist."""
+    """A directory of our own (0700), durable; it may exist. Raises :class:`Refused` (NOT_A_DIRECTORY, STORE_FULL)."""
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
-        return
+        if os.path.isdir(path):
+            return
+        raise Refused(
+            f"{path} is no directory, so nothing can be put there.",
+            "NOT_A_DIRECTORY",
+            "Nothing here makes such a thing: look who did, move it away, then run again.",
+        ) from None
     except OSError as error:
         if error.errno in FULL:
             raise store_full(path, error) from None

@@ -176,7 +176,8 @@ def _published_once(store: ClusterStore, backup_id: str, folded: ledger.Folded) 
     recorded = folded.backups.get(backup_id, {}).get("recorded_at")
     if recorded:
         return utc_seconds(recorded)
-    return os.stat(os.path.join(store.backups_path, backup_id)).st_mtime
+    # Of a link itself: what it points to may be gone.
+    return os.lstat(os.path.join(store.backups_path, backup_id)).st_mtime
 
 
 def tree_bytes(path: str) -> int:

@@ -38,7 +38,7 @@ def bundles(store: ClusterStore, part: str) -> list[parts.Bundle]:
 def _names(store: ClusterStore, part: str) -> list[str]:
     try:
         return sorted(os.listdir(os.path.join(store.path, part)))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

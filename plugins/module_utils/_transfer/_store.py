@@ -462,7 +462,7 @@ class ClusterStore:
             descriptor = os.open(
                 os.path.join(self.backups_path, backup_id), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             yield
             return
         try:

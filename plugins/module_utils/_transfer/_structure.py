@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import bz2
 import collections
+import errno
 import gzip
+import io
+import itertools
 import lzma
 import os
 import re
@@ -24,10 +27,24 @@ import zipfile
 import zlib
 
 from .._core.strict import Problem
+from .._errors import DsmError, Unreadable
 
 _PIECE = 1 << 20
-_PAX_SIZE = re.compile(rb"(?:^|\n)\d+ size=(\d+)\n")
-_BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, ValueError)
+#: More than nineteen digits are no size of anything.
+_PAX_SIZE = re.compile(rb"(?:^|\n)\d+ size=(\d{1,19})\n")
+#: Nothing asks for more at once but the list of a zip with very many members, which takes ten times its size of memory.
+_LONGEST_READ = 8 << 20
+_XZ = b"\xfd7zXZ\0"
+#: ``xz -9`` asks for 65 MiB; whoever wrote the file may ask for 4 GiB.
+_XZ_MEMORY = 96 << 20
+#: Flags of a member of a zip that is encrypted, a patch, or encrypted in another way.
+_LOCKED = 0x1 | 0x20 | 0x40
+#: Members packed by other methods are unpacked by ``zipfile`` in pieces of any size.
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+#: Cassandra lists a dozen components.
+_LONGEST_TOC = 64 << 10
+#: Of each table: any number may be listed, and all that is told is kept in memory.
+_TOLD_MISSING = 10
 
 
 Tick = t.Callable[[], None]
@@ -37,10 +54,46 @@ def no_tick() -> None:
     """For callers that need no sign of life."""
 
 
+class _TooCostly(Exception):
+    """To look into this would take more memory than a store can be expected to have."""
+
+
+def _unreadable(path: str, error: OSError) -> Unreadable:
+    return Unreadable(f"{error.filename or path}: {error.strerror or error}", "UNREADABLE", "Check the disk.")
+
+
+class _File(io.BufferedReader):
+    """A file whose own errors are never taken for those of what is in it. It ticks as it is read."""
+
+    def __init__(self, raw: io.FileIO, path: str, tick: Tick) -> None:
+        super().__init__(raw)
+        self._path = path
+        self._tick = tick
+
+    def read(self, count: int | None = -1) -> bytes:
+        """As any file, but nothing that is long at once."""
+        try:
+            if count and count > _LONGEST_READ:
+                if count > os.fstat(self.fileno()).st_size:
+                    raise EOFError("it says that it has more than there is")
+                raise _TooCostly
+            self._tick()
+            return super().read(count)
+        except OSError as error:
+            raise _unreadable(self._path, error) from None
+
+
+def _open(path: str, tick: Tick) -> _File:
+    try:
+        return _File(io.FileIO(path), path, tick)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
 def check(directory: str, paths: t.Iterable[str], tick: Tick = no_tick) -> tuple[str, list[Problem]]:
     """What could be checked (``archive``, ``snapshot``, both joined by ``+``, or ``unknown``) and what is broken.
 
-    ``tick`` is called again and again while this takes its time.
+    ``tick`` is called again and again while this takes its time. Raises :class:`Unreadable` where the disk fails.
     """
     listed = list(paths)
     problems: list[Problem] = []
@@ -58,56 +111,132 @@ def check(directory: str, paths: t.Iterable[str], tick: Tick = no_tick) -> tuple
 
 
 def check_file(path: str, tick: Tick = no_tick) -> tuple[str, str]:
-    """The format of one file ('' if it is none that says when it is complete) and what is wrong ('' if nothing)."""
-    with open(path, "rb") as file:
-        head = file.read(512)
-    kind = _kind(head)
-    if not kind:
-        return "", ""
-    try:
-        if kind == "tar":
-            with open(path, "rb") as file:
-                return kind, _tar(file, tick)
-        if kind == "zip":
-            with zipfile.ZipFile(path) as archive:
-                bad = archive.testzip()
-            return kind, f"member {bad} is damaged" if bad else ""
-        with _opened(kind, path) as stream:
-            return kind, _stream(stream, tick)
-    except _BROKEN as error:
-        return kind, str(error) or type(error).__name__
+    """The format of one file ('' if it is none that says when it is complete, or one that takes too much memory to look
+    into) and what is wrong ('' if nothing). Raises :class:`Unreadable` where the disk fails."""
+    with _open(path, tick) as file:
+        kind = _kind(file.read(512))
+        if not kind:
+            return "", ""
+        file.seek(0)
+        try:
+            return kind, _content(kind, file)
+        except DsmError:
+            raise
+        except _TooCostly:
+            return "", ""
+        except OSError as error:
+            # Readers of archives give theirs no number, and a zip can ask them to seek to nowhere.
+            if error.errno == errno.EINVAL:
+                return kind, "it names a place that is not in it"
+            if error.errno is not None:
+                raise _unreadable(path, error) from None
+            return kind, str(error) or type(error).__name__
+        except Exception as error:
+            # Hostile bytes make the readers raise nearly anything, and none of it may stop those that come after.
+            return kind, str(error) or type(error).__name__
+
+
+def _content(kind: str, file: _File) -> str:
+    if kind == "tar":
+        return _tar(file)
+    if kind == "zip":
+        return _zip(file)
+    with _opened(kind, file) as stream:
+        return _stream(stream)
 
 
 def _kind(head: bytes) -> str:
     if head[257:262] == b"ustar":
         return "tar"
-    for kind, magic in (("gzip", b"\x1f\x8b\x08"), ("bzip2", b"BZh"), ("xz", b"\xfd7zXZ\0"), ("zip", b"PK\x03\x04")):
+    for kind, magic in (("gzip", b"\x1f\x8b\x08"), ("bzip2", b"BZh"), ("xz", _XZ), ("zip", b"PK\x03\x04")):
         if head.startswith(magic):
             return kind
     return ""
 
 
-def _opened(kind: str, path: str) -> t.BinaryIO:
+def _opened(kind: str, file: _File) -> t.BinaryIO:
     if kind == "gzip":
-        return t.cast(t.BinaryIO, gzip.open(path, "rb"))
-    return t.cast(t.BinaryIO, bz2.open(path, "rb") if kind == "bzip2" else lzma.open(path, "rb"))
+        return t.cast(t.BinaryIO, gzip.open(file, "rb"))
+    return t.cast(t.BinaryIO, bz2.open(file, "rb") if kind == "bzip2" else io.BufferedReader(_Xz(file)))
 
 
-def _stream(stream: t.BinaryIO, tick: Tick) -> str:
-    """Read a compressed stream to its end mark, which its reader checks, and a tar archive inside it to its own."""
-    first = stream.read(512)
-    if first[257:262] == b"ustar":
-        return _tar(stream, tick, first)
-    _drain(stream, tick)
+class _Xz(io.RawIOBase):
+    """What is in an .xz file. ``lzma.open`` cannot be told how much memory it may take."""
+
+    def __init__(self, file: _File) -> None:
+        super().__init__()
+        self._file = file
+        self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: t.Any) -> int:
+        """The next bytes, of all streams in it; anything else behind a stream is no part of it, as for ``lzma.open``."""
+        data = b""
+        while not data:
+            packed = b""
+            if self._decoder.eof:
+                packed = self._behind()
+                if not packed or packed[: len(_XZ)] != _XZ[: len(packed)]:
+                    return 0
+                self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
+            elif self._decoder.needs_input:
+                packed = self._file.read(io.DEFAULT_BUFFER_SIZE)
+                if not packed:
+                    raise EOFError("it ends without the mark that ends a stream")
+            try:
+                data = self._decoder.decompress(packed, len(buffer))
+            except lzma.LZMAError as error:
+                # Nothing else tells it from damage.
+                if "limit" in str(error):
+                    raise _TooCostly from None
+                raise
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _behind(self) -> bytes:
+        """What follows a stream, without the zeros that may stand before another."""
+        packed = self._decoder.unused_data.lstrip(b"\0")
+        more = b"more"
+        while more and not packed:
+            more = self._file.read(io.DEFAULT_BUFFER_SIZE)
+            packed = more.lstrip(b"\0")
+        return packed
+
+
+def _zip(file: _File) -> str:
+    """Read the list at its end, and every member that can be opened here: to lack the key is no proof of damage."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                if not member.flag_bits & _LOCKED and member.compress_type in _BOUNDED:
+                    try:
+                        with archive.open(member) as content:
+                            _drain(t.cast(t.BinaryIO, content))
+                    except zipfile.BadZipFile:
+                        return f"member {member.filename} is damaged"
+    except NotImplementedError:
+        # Made for a later reader than ours.
+        return ""
     return ""
 
 
-def _drain(stream: t.BinaryIO, tick: Tick) -> None:
+def _stream(stream: t.BinaryIO) -> str:
+    """Read a compressed stream to its end mark, which its reader checks, and a tar archive inside it to its own."""
+    first = stream.read(512)
+    if first[257:262] == b"ustar":
+        return _tar(stream, first)
+    _drain(stream)
+    return ""
+
+
+def _drain(stream: t.BinaryIO) -> None:
     while stream.read(_PIECE):
-        tick()
+        pass
 
 
-def _tar(stream: t.BinaryIO, tick: Tick, first: bytes = b"") -> str:
+def _tar(stream: t.BinaryIO, first: bytes = b"") -> str:
     """Walk a tar archive header by header to its two empty blocks; '' if they are there.
 
     ``tarfile`` takes the end of the file for the end of the archive, so a cut between two members would pass.
@@ -123,6 +252,8 @@ def _tar(stream: t.BinaryIO, tick: Tick, first: bytes = b"") -> str:
         else:
             empty = 0
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            if header.size < 0:
+                return "a member has a negative size"
             if header.type == tarfile.XHDTYPE and header.size <= _PIECE:
                 record = stream.read(_padded(header.size))
                 if len(record) < header.size:
@@ -131,11 +262,11 @@ def _tar(stream: t.BinaryIO, tick: Tick, first: bytes = b"") -> str:
                 found = _PAX_SIZE.search(record[: header.size])
                 size = int(found.group(1)) if found else None
             else:
-                if not _skip(stream, _padded(header.size if size is None else size), tick):
+                if not _skip(stream, _padded(header.size if size is None else size)):
                     return "it ends inside a member"
                 size = None
         block = stream.read(512)
-    _drain(stream, tick)
+    _drain(stream)
     return ""
 
 
@@ -143,13 +274,12 @@ def _padded(size: int) -> int:
     return (size + 511) // 512 * 512
 
 
-def _skip(stream: t.BinaryIO, left: int, tick: Tick) -> bool:
+def _skip(stream: t.BinaryIO, left: int) -> bool:
     while left:
         piece = stream.read(min(left, _PIECE))
         if not piece:
             return False
         left -= len(piece)
-        tick()
     return True
 
 
@@ -164,12 +294,17 @@ def _cassandra(directory: str, paths: t.Sequence[str], tick: Tick) -> tuple[bool
         for name in sorted(name for name in names if name.endswith("-TOC.txt")):
             found = True
             prefix = name[: -len("TOC.txt")]
-            with open(os.path.join(directory, parent, name), encoding="ascii", errors="replace") as file:
-                components = [line.strip() for line in file if line.strip()]
+            with _open(os.path.join(directory, parent, name), tick) as file:
+                listed = file.read(_LONGEST_TOC + 1)
+            if len(listed) > _LONGEST_TOC:
+                message = f"{os.path.join(parent, name)} is larger than any table of contents that Cassandra writes"
+                problems.append(Problem("BAD_CONTENTS", message))
+                continue
+            components = (line.strip() for line in listed.decode("ascii", "replace").split("\n"))
+            lacking = (prefix + component for component in components if component and prefix + component not in names)
             problems.extend(
-                Problem("COMPONENT_MISSING", f"{os.path.join(parent, prefix + component)} is missing")
-                for component in components
-                if prefix + component not in names
+                Problem("COMPONENT_MISSING", f"{os.path.join(parent, component)} is missing")
+                for component in itertools.islice(lacking, _TOLD_MISSING)
             )
         for name in sorted(name for name in names if name.endswith("-Digest.crc32")):
             data = name[: -len("Digest.crc32")] + "Data.db"
@@ -182,14 +317,13 @@ def _cassandra(directory: str, paths: t.Sequence[str], tick: Tick) -> tuple[bool
 
 def _digest_matches(directory: str, digest: str, data: str, tick: Tick) -> bool:
     """Cassandra's ``Digest.crc32`` is the CRC-32 of the whole data file, in decimal [doc]."""
-    with open(os.path.join(directory, digest), "rb") as file:
+    with _open(os.path.join(directory, digest), tick) as file:
         expected = file.read(64).strip()
     checksum = 0
-    with open(os.path.join(directory, data), "rb") as file:
+    with _open(os.path.join(directory, data), tick) as file:
         while True:
             piece = file.read(_PIECE)
             if not piece:
                 break
             checksum = zlib.crc32(piece, checksum)
-            tick()
     return expected == str(checksum).encode("ascii")

@@ -22,7 +22,7 @@ from .._core.manifest import FileEntry, Manifest
 from .._core.parts import missing
 from .._core.replication import lag_problems
 from .._core.strict import Problem, utc_text
-from .._errors import DsmError, Reason
+from .._errors import DsmError, Reason, Unreadable
 from . import _structure
 from ._disk import pieces, read_bytes, write_atomically
 from ._keeping import keep, lost_history, read_reads, tampered
@@ -252,6 +252,8 @@ def _verify_entry(
                     remember_reads(store, entry.id, right)
     except OSError as error:
         verdict.reasons.append(Problem("UNREADABLE", f"{error.filename or data}: {error.strerror or error}"))
+    except Unreadable as error:
+        verdict.reasons.append(Problem(error.code, error.message))
     verdict.verdict = "failed" if verdict.reasons else "ok"
     verdict.seconds = round(time.monotonic() - started, 3)
     return verdict

@@ -106,7 +106,7 @@ def resealed(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], byte
         lambda data: data[:-30],
         lambda data: b"{}",
         lambda data: data.replace(b'"ledger_bytes": ', b'"ledger_bytes": 1'),
-        resealed(lambda value: value.update(rules=2)),
+        resealed(lambda value: value.update(rules=1)),
         resealed(lambda value: value.update(rules=True)),
         resealed(lambda value: value.pop("manifests")),
         resealed(lambda value: value.update(ledger_bytes=10**9)),
