@@ -22,8 +22,12 @@ description:
     a clock that jumps removes nothing.
   - Where room for the next backup is missing, surplus goes whatever its age, failed copies first, then the oldest. If
     all surplus would not be enough, none of it goes and the module fails with V(STORE_FULL).
-  - The manifest goes first, under another name. A run that was killed is finished by the next one. No free space is
-    needed to begin.
+  - The manifest goes first, under another name. What a run that was killed had removed data of, the next one ends; what
+    has lost only its manifest is published again and judged anew. No free space is needed to begin.
+  - A copy that turns out to lack a file, and one that the disk does not tell about, counts no more and stays until
+    M(kmsops.fortanix_dsm.backup_verify) has recorded what it is, also where room is missing. The module fails and names
+    it.
+  - Once a verification finds a copy bad that was to stay, nothing more goes in that run.
   - Unfinished transfers and repairs that nobody touched for O(incoming_grace) are cleared, and bad copies that a repair
     put aside and did not come to remove.
 options:

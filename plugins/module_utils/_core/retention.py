@@ -168,15 +168,19 @@ def _guards(
         verified += item.verdict == "ok"
         sound += item.verdict != "failed"
         guards[item.id] = found
-        if not item.released:
-            found.extend(
-                Problem("GOLDEN", f"{kind} for {node}, which is set aside")
-                for node, kind in item.opens
-                if kind in OPENS and node not in members
-            )
+        found.extend(golden(item, members))
     for (node, _sure), item in _last_pairs(newest_first).items():
         guards[item.id].append(Problem("LAST_PAIR", f"the newest that {node} can open"))
     return guards, newer
+
+
+def golden(item: Item, members: frozenset[str]) -> list[Problem]:
+    """Why an item stays as what a set-aside node surely opens, unless a person released it."""
+    return [
+        Problem("GOLDEN", f"{kind} for {node}, which is set aside")
+        for node, kind in item.opens
+        if kind in OPENS and node not in members and not item.released
+    ]
 
 
 def _last_pairs(newest_first: Sequence[Item]) -> Mapping[tuple[str, bool], Item]:

@@ -193,12 +193,15 @@ def tree_bytes(path: str) -> int:
 
 
 def lacking(store: ClusterStore, entry: Entry) -> Problem | None:
-    """What a quick look finds missing of a published backup: a file that is gone or has another size."""
+    """What a quick look finds missing of a published backup: a file that is gone or has another size. UNREADABLE says
+    that the disk did not tell: all of it may be there."""
     for item in entry.manifest.files if entry.manifest is not None else ():
         try:
             status = os.lstat(os.path.join(store.data_path(entry.id), item.path))
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             return Problem("MISSING_FILE", f"{entry.id}: {item.path} cannot be found: {error.strerror}")
+        except OSError as error:
+            return Problem("UNREADABLE", f"{entry.id}: {item.path} cannot be looked at: {error.strerror}")
         if not stat.S_ISREG(status.st_mode) or status.st_size != item.size:
             return Problem("WRONG_SIZE", f"{entry.id}: {item.path} is not as it was published")
     return None

@@ -7,7 +7,8 @@
 """Pruning: the only thing that removes backups, and only by a plan (``_core.retention``).
 
 It works on a disk without a single free byte: nothing has to be written before something was removed. It survives
-``kill -9`` anywhere: the manifest goes first, under another name, and what is left is finished by the next run.
+``kill -9`` anywhere: the manifest goes first, under another name. The next run publishes again what has lost nothing
+else, because what was to stay may have failed since, and ends the removal of the rest.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ from . import _metrics
 from ._disk import remove_tree
 from ._keeping import items, keep, lacking, lost_history, members, remains, tree_bytes
 from ._parts import states
-from ._store import BAD, Checkpoint, ClusterStore, Entry, Lease, as_reasons, no_checkpoint
+from ._store import BAD, REMOVED, Checkpoint, ClusterStore, Entry, Lease, as_reasons, no_checkpoint
+
+_ANEW = "Run again: the plan is made anew."
+_WRECK = "It stays for now. Run backup_verify, which records it as failed; then repair it or ship it again."
+_REMEDIES = {
+    "MISSING_FILE": _WRECK,
+    "WRONG_SIZE": _WRECK,
+    "UNREADABLE": "It stays for now, and counts as not verified. Check the disk and its log, then run again.",
+}
 
 
 @dataclass(frozen=True)
@@ -129,8 +138,13 @@ class _Run:
         self.policy = request.policy
         self.lease: Lease | None = None
         self.whole_run_locked = False
-        #: events of the ledger that the plan knows
+        #: what check mode sees as published again
+        self.undone: dict[str, Entry] = {}
+        #: what the ledger amounted to when it was looked at last, and of how many events
+        self.folded = ledger.fold(())
         self.events_seen = 0
+        #: something that was to stay failed: nothing goes any more
+        self.less_stays = False
 
     def go(self) -> None:
         """Look, tidy up, plan, remove."""
@@ -138,8 +152,16 @@ class _Run:
         with contextlib.ExitStack() as stack:
             self._begin(stack)
             stale = self._stale()
-            unfinished = self._unfinished(self.store.backup_names())
-            if not self.check_mode:
+            unfinished, undone = self._begun()
+            self.result.notes.extend(
+                f"{entry.id} was un-published by a run that did not end: it is published again and judged anew."
+                for entry in undone
+            )
+            if self.check_mode:
+                self.undone = {entry.id: entry for entry in undone}
+            else:
+                for entry in undone:
+                    self.guarded(entry.id, functools.partial(self._republish, entry.id))
                 self._finish(dict.fromkeys(unfinished, ("UNFINISHED",)))
                 for name, path in stale.items():
                     self.guarded(name, functools.partial(self._clear, name, path))
@@ -155,18 +177,19 @@ class _Run:
                     )
                 )
             going = [*unfinished, *(one.item.id for one in plan.removals)]
-            result.before = {"backups": sorted(going), "incoming": sorted(stale)}
+            begun = sorted(entry.id for entry in undone)
+            result.before = {"backups": sorted(going), "incoming": sorted(stale), "unpublished": begun}
             if self.check_mode:
                 result.removed = [one.item.id for one in plan.removals]
                 result.cleared = [*unfinished, *stale]
                 result.freed = sum(one.item.bytes for one in plan.removals)
-                result.after = {"backups": [], "incoming": []}
+                result.after = {"backups": [], "incoming": [], "unpublished": []}
                 return
-            chosen = {one.item.id: [reason.code for reason in one.reasons] for one in plan.removals}
-            result.removed = self._finish({name: chosen[name] for name in chosen if self._unpublished(name)})
+            result.removed = self._finish(self._unpublished(plan.removals))
             result.after = {
                 "backups": sorted({*going}.intersection(self.store.backup_names())),
                 "incoming": sorted(name for name, path in stale.items() if os.path.lexists(path)),
+                "unpublished": [name for name in begun if self.store.entry(name).state == "removing"],
             }
 
     # -- before anything is removed ---------------------------------------------------------------------------------
@@ -188,12 +211,27 @@ class _Run:
         if taken_over:
             self.result.notes.append(f"Took over the lease of {taken_over}.")
 
-    def _unfinished(self, names: t.Sequence[str]) -> list[str]:
-        """Backups whose removal began and did not end."""
-        bare = [name for name in names if not self.store.has_manifest(name)]
+    def _begun(self) -> tuple[list[str], list[Entry]]:
+        """Removals that a run began and did not end: those to end, because bytes are gone, and those to undo (as what
+        they become), about which the plan decides. A wreck is undone whatever is left of it: it counts for nothing."""
+        store = self.store
+        bare = [name for name in store.backup_names() if not store.has_manifest(name)]
         # What was brought home again since is pruned no more, and may be a repair that was killed.
-        pruned = ledger.fold(self.store.ledger.chain().events).pruned if bare else ()
-        return [name for name in bare if name in pruned or self.store.entry(name).state == "removing"]
+        pruned = ledger.fold(store.ledger.chain().events).pruned if bare else ()
+        ending, undone = [], []
+        for name in bare:
+            if name in pruned:
+                ending.append(name)
+            elif store.entry(name).state == "removing":
+                entry = store.entry(name, REMOVED)
+                problem = lacking(store, entry)
+                if problem is None:
+                    undone.append(entry)
+                elif problem.code == "UNREADABLE":
+                    self.result.failures.append(Reason(problem.code, problem.message, _REMEDIES[problem.code]))
+                else:
+                    ending.append(name)
+        return ending, undone
 
     def _stale(self) -> dict[str, str]:
         """Unfinished transfers and repairs, and bad bytes that good ones took the place of, that nobody touched for the
@@ -216,14 +254,14 @@ class _Run:
         """The plan, made again without the copies that turn out not to be there as they were published."""
         now = time.time()
         chain = self.store.ledger.trusted()
-        entries = self.store.entries()
+        entries = [self.undone.get(entry.id, entry) for entry in self.store.entries()]
         doubts = lost_history(self.store, chain, entries)
         self.result.accepted = refuse_unless_accepted(
             doubts, self.request.accept, "What happened in this store is not known; nothing was removed."
         )
         self.events_seen = len(chain.events)
-        folded = ledger.fold(chain.events)
-        found = items(self.store, keep(self.store, folded, entries), folded, now)
+        self.folded = folded = ledger.fold(chain.events)
+        found = self._counted_once(items(self.store, keep(self.store, folded, entries), folded, now), entries)
         if self.request.require:
             found = self._complete(found, entries)
         by_id = {entry.id: entry for entry in entries}
@@ -240,15 +278,27 @@ class _Run:
                 for one in plan.decisions
                 if one.item.id not in looked_at and any(reason.code in ("FLOOR", "LAST_PAIR") for reason in one.reasons)
             ]
-            wrecks = {name: problem for name in floor for problem in [lacking(self.store, by_id[name])] if problem}
+            doubtful = {name: problem for name in floor for problem in [lacking(self.store, by_id[name])] if problem}
             looked_at.update(floor)
-            if not wrecks:
+            if not doubtful:
                 return plan
             self.result.failures.extend(
-                Reason(problem.code, problem.message, "Run backup_verify, and ship it again.")
-                for problem in wrecks.values()
+                Reason(problem.code, problem.message, _REMEDIES[problem.code]) for problem in doubtful.values()
             )
-            found = [one._replace(verdict="failed") if one.id in wrecks else one for one in found]
+            found = [_held(one, doubtful[one.id]) if one.id in doubtful else one for one in found]
+
+    def _counted_once(self, found: t.Iterable[retention.Item], entries: t.Iterable[Entry]) -> list[retention.Item]:
+        """What was shipped again while its first copy was un-published, or failed, is one verified copy: the newest."""
+        deliveries = {entry.id: entry.manifest.source["key"] for entry in entries if entry.manifest is not None}
+        newest: dict[str, str] = {}
+        once = []
+        for one in sorted(found, key=lambda item: item.sequence, reverse=True):
+            delivery = deliveries.get(one.id)
+            counted = newest.setdefault(delivery, one.id) if delivery and one.verdict == "ok" else one.id
+            if counted != one.id:
+                self.result.notes.append(f"{one.id} counts as not verified: {counted} is the same delivery.")
+            once.append(one if counted == one.id else one._replace(verdict="unverified"))
+        return once
 
     def _complete(self, found: t.Iterable[retention.Item], entries: t.Iterable[Entry]) -> list[retention.Item]:
         """Copies that lack a required part do not count as verified (F06)."""
@@ -284,7 +334,7 @@ class _Run:
             self.result.failures.append(
                 Reason(
                     "REMOVE_FAILED",
-                    f"{name} could not be removed: {error.strerror or error} ({error.filename}).",
+                    f"{name} could not be changed: {error.strerror or error} ({error.filename}).",
                     "Look for what protects it: an immutable flag, a mount, a lock. The next run tries again.",
                 )
             )
@@ -299,17 +349,25 @@ class _Run:
         if self.request.metrics is not None:
             _metrics.write(self.store, self.request.metrics)
 
-    def _unpublished(self, name: str) -> bool:
-        return self.guarded(name, functools.partial(self._unpublish, name))
+    def _unpublished(self, removals: t.Iterable[retention.Decision]) -> dict[str, list[str]]:
+        """Un-publish what the plan chose, until less stays than it counted on; each with the codes that chose it."""
+        done = {}
+        for one in removals:
+            if self.less_stays:
+                break
+            if self.guarded(one.item.id, functools.partial(self._unpublish, one)):
+                done[one.item.id] = [reason.code for reason in one.reasons]
+        return done
 
-    def _unpublish(self, name: str) -> None:
-        """Take the manifest away if nobody pinned or reads the backup since the plan was made."""
+    def _unpublish(self, chosen: retention.Decision) -> None:
+        """Take the manifest away if nobody reads the backup, and nothing that happened since the plan keeps it."""
+        name = chosen.item.id
         with contextlib.nullcontext() if self.whole_run_locked else self.store.mutex():
-            nothing = ledger.fold(())
-            for now in items(self.store, keep(self.store, nothing, [self.store.entry(name)]), nothing, time.time()):
-                for hold in now.holds:
-                    raise Refused(f"{hold.message}.", hold.code, "It was said after the plan was made: it stays.")
-            self._refuse_if_less_stays()
+            entry = self.store.entry(name)
+            self._look_again(entry)
+            # The disk did not give its manifest when the plan was made, or a verification found it good since.
+            if chosen.item.verdict == "failed" and self._verdict(entry) != "failed":
+                raise Refused("it was failed when the plan was made, and is not any more.", "NOT_FAILED", _ANEW)
             self.request.checkpoint("chosen")
             if self.lease is not None:
                 self.lease.confirm()
@@ -317,25 +375,53 @@ class _Run:
             self.store.unpublish(name)
         self.request.checkpoint("unpublished")
 
+    def _verdict(self, entry: Entry) -> str:
+        (kept,) = keep(self.store, self.folded, [entry])
+        return kept.verdict
+
+    def _look_again(self, entry: Entry) -> None:
+        """What others recorded or said since the plan was made counts until the first byte of a backup goes: that it is
+        pinned, golden or proved, and that something failed which was to stay (code STAYING_FAILED)."""
+        if self.store.ledger.length() != self.events_seen:
+            events = self.store.ledger.trusted().events
+            self.folded = ledger.fold(events)
+            self._refuse_if_less_stays()
+            self.events_seen = len(events)
+        for now in items(self.store, keep(self.store, self.folded, [entry]), self.folded, time.time()):
+            for hold in (*now.holds, *retention.golden(now, members(self.folded))):
+                raise Refused(f"{hold.message}.", hold.code, "It was said after the plan was made: it stays.")
+
     def _refuse_if_less_stays(self) -> None:
-        """A verification may have found meanwhile that something is bad that was to stay (code STAYING_FAILED)."""
-        if self.result.plan is None or self.store.ledger.length() == self.events_seen:
-            return
-        events = self.store.ledger.trusted().events
-        backups = ledger.fold(events).backups
-        for one in self.result.plan.decisions:
-            if not one.remove and one.item.verdict == "ok" and backups.get(one.item.id, {}).get("verdict") == "failed":
+        for one in self.result.plan.decisions if self.result.plan is not None else ():
+            planned, now = one.item.verdict, self.folded.backups.get(one.item.id, {}).get("verdict")
+            if not one.remove and (planned == "ok" != now or (planned == "unverified" and now == "failed")):
+                self.less_stays = True
                 raise Refused(
-                    f"{one.item.id}, which was to stay, failed a verification after the plan was made.",
+                    f"{one.item.id}, which was to stay, failed a verification after the plan was made: nothing more "
+                    "goes, and what was un-published is published again.",
                     "STAYING_FAILED",
-                    "Run again: the plan is made anew.",
+                    _ANEW,
                 )
-        self.events_seen = len(events)
+
+    def _confirm(self) -> None:
+        """Whoever took the lease over may have undone an un-publication, or begun another."""
+        if self.lease is not None:
+            self.lease.confirm()
+
+    def _republish(self, name: str) -> None:
+        self._confirm()
+        self.store.republish(name)
+        self.request.checkpoint("published again")
 
     def _finish(self, chosen: t.Mapping[str, t.Sequence[str]]) -> list[str]:
         """Remove the data of what is un-published, record it, then remove its directory. Returns what is gone."""
         sizes = {name: tree_bytes(os.path.join(self.store.backups_path, name)) for name in chosen}
-        erased = [name for name in chosen if self.guarded(name, functools.partial(self._erase, name))]
+        erased = []
+        for name in chosen:
+            if self.less_stays:
+                self.guarded(name, functools.partial(self._republish, name))
+            elif self.guarded(name, functools.partial(self._erase, name)):
+                erased.append(name)
         if erased:
             self._record({name: chosen[name] for name in erased})
         gone = [name for name in erased if self.guarded(name, functools.partial(self._drop, name))]
@@ -343,6 +429,14 @@ class _Run:
         return gone
 
     def _erase(self, name: str) -> None:
+        """Remove its data, which nothing undoes; publish it again instead if it has to stay after all."""
+        self._confirm()
+        if self.result.plan is not None:
+            try:
+                self._look_again(self.store.entry(name, REMOVED))
+            except DsmError:
+                self._republish(name)
+                raise
         remove_tree(os.path.join(self.store.backups_path, name, "data"))
         self.request.checkpoint("data removed")
 
@@ -358,7 +452,7 @@ class _Run:
                 continue
             document = remains(self.store, name)
             source = document.get("source")
-            known = folded.backups.get(name, {})
+            (kept,) = keep(self.store, folded, [self.store.entry(name, REMOVED)])
             records.append(
                 (
                     "pruned",
@@ -367,7 +461,8 @@ class _Run:
                         "codes": sorted(set(codes)),
                         "digest": str(document.get("digest", "")),
                         "bytes": document.get("bytes", 0),
-                        "verdict": str(known.get("verdict", "unverified")) if document else "failed",
+                        # As the plan judged it: what was failed may come home again.
+                        "verdict": kept.verdict,
                         "key": str(source.get("key", "")) if isinstance(source, dict) else "",
                     },
                 )
@@ -379,6 +474,15 @@ class _Run:
         self.result.freed += tree_bytes(directory)
         remove_tree(directory)
         self.result.cleared.append(name)
+
+
+def _held(item: retention.Item, problem: Problem) -> retention.Item:
+    """An item without what is there of it on paper only: it counts no more, and stays until a verification tells. What
+    goes before that is recorded as good, and neither repaired nor shipped again; so it makes no room either."""
+    if problem.code != "UNREADABLE":
+        return item._replace(verdict="failed", holds=(*item.holds, Problem("WRECK", problem.message)))
+    verdict = "failed" if item.verdict == "failed" else "unverified"
+    return item._replace(verdict=verdict, holds=(*item.holds, problem))
 
 
 def _touched(directory: str) -> float:

@@ -264,14 +264,15 @@ class ClusterStore:
         except FileNotFoundError:
             return []
 
-    def entry(self, name: str) -> Entry:
-        """What one directory of ``backups/`` is. Never guesses: everything that is not fully understood is failed."""
+    def entry(self, name: str, document: str = "manifest.json") -> Entry:
+        """What one directory of ``backups/`` is, with :data:`REMOVED` what it would be if it was published again. Never
+        guesses: everything that is not fully understood is failed."""
         directory = os.path.join(self.backups_path, name)
         if not BACKUP_ID.match(name):
             problem = Problem("UNKNOWN", f"{directory} is nothing that this collection made")
             return Entry(name, "failed", None, (problem,))
         try:
-            data = read_bytes(os.path.join(directory, "manifest.json"))
+            data = read_bytes(os.path.join(directory, document))
             known = self.index.manifests.get(name)
             if known is not None and known == hashlib.sha256(data).hexdigest():
                 manifest = manifests.parse_known(data)
@@ -452,6 +453,17 @@ class ClusterStore:
             else:
                 os.close(os.open(os.path.join(directory, REMOVED), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             sync_directory(directory)
+
+    def republish(self, backup_id: str) -> None:
+        """The inverse of :meth:`unpublish`, for what no data was removed of. Call it under the lease."""
+        directory = os.path.join(self.backups_path, backup_id)
+        path = os.path.join(directory, REMOVED)
+        if os.lstat(path).st_size:
+            os.rename(path, os.path.join(directory, "manifest.json"))
+        else:
+            # There was no manifest.
+            os.unlink(path)
+        sync_directory(directory)
 
     @contextlib.contextmanager
     def _backup_lock(self, backup_id: str, operation: int) -> t.Iterator[None]:

@@ -172,7 +172,7 @@ class _Xz(io.RawIOBase):
         return True
 
     def readinto(self, buffer: t.Any) -> int:
-        """The next bytes, of all streams in it; anything else behind a stream is no part of it, as for ``lzma.open``."""
+        """The next bytes, of all streams in it; what else is behind a stream is no part of it, as for ``lzma.open``."""
         data = b""
         while not data:
             packed = b""

@@ -173,6 +173,24 @@ def test_f13_what_is_unpublished_stays_so(filler: Filler, monkeypatch: pytest.Mo
     assert calls.made == [f"flush {target}"] and (filler.backups / name / "removed.json").exists()
 
 
+def test_f13_what_is_published_again_stays_so(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything else goes because it is there again."""
+    name, other = (filler.publish(files=FILES, sealed=()) for _index in range(2))
+    filler.close()
+    store_of(filler).unpublish(other)
+    calls = Calls(filler.path, monkeypatch)
+    prune(store_of(filler), PruneRequest(Policy(keep=1, max_copies=1), need=0, run_id="prune-1"), False)
+    monkeypatch.undo()
+    assert [entry.id for entry in store_of(filler).entries()] == [other]
+    calls.assert_order(
+        f"move backups/{other}/removed.json backups/{other}/manifest.json",
+        f"flush backups/{other}",
+        f"move backups/{name}/manifest.json backups/{name}/removed.json",
+        f"flush backups/{name}",
+        calls.first_removal(f"backups/{name}/"),
+    )
+
+
 def test_f13_no_data_go_before_their_manifest_is_gone_for_good(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is forgotten before the ledger has it."""
     name = filler.publish(files=FILES, sealed=())

@@ -18,7 +18,7 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 import pytest
 from many_backups import CLUSTER, SEALED, Filler, golden
@@ -298,11 +298,188 @@ def test_f09_what_is_recorded_already_does_not_keep_the_next_one_from_it(filler:
     (filler.backups / ids[0]).mkdir()
     (filler.backups / ids[0] / "notes.json").write_text("{}")
     store_of(filler).unpublish(ids[1])
+    shutil.rmtree(filler.backups / ids[1] / "data")
     assert run(filler).changed
     assert {name: data["codes"] for name, data in events(filler).items()} == {
         ids[0]: ["COUNT"],
         ids[1]: ["UNFINISHED"],
     }
+
+
+def fails(filler: Filler, name: str) -> None:
+    """A bit flips, and verification finds it."""
+    (filler.backups / name / "data" / "backup.bin").write_bytes(b"012345678X")
+    verify(store_of(filler), VerifyRequest(ids=[name], run_id=f"verify-{name}"))
+
+
+def intact(filler: Filler, names: Iterable[str]) -> list[str]:
+    """What has all its bytes, published or not."""
+    files = [(name, filler.backups / name / "data" / "backup.bin") for name in names]
+    return [name for name, path in files if path.exists() and path.read_bytes() == b"0123456789"]
+
+
+def verified(filler: Filler) -> list[str]:
+    backups = ledger.fold(store_of(filler).ledger.trusted().events).backups
+    published = [entry.id for entry in store_of(filler).entries() if entry.state == "published"]
+    return [name for name in published if backups[name]["verdict"] == "ok"]
+
+
+ONE = Policy(keep=1, max_copies=1)
+
+
+def test_f09_what_lost_only_its_manifest_is_published_again_if_the_other_one_failed_meanwhile(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok")
+    with pytest.raises(Killed):
+        run(filler, ONE, checkpoint=killing(1))
+    dead(filler)
+    assert here(filler) == ["2"]
+    fails(filler, ids[1])
+    planned = run(filler, ONE, check=True)
+    assert here(filler) == ["2"] and planned.before == {"backups": [], "incoming": [], "unpublished": ids[:1]}
+    done = run(filler, ONE)
+    assert (done.before, done.after, done.notes) == (planned.before, planned.after, planned.notes)
+    assert done.changed and ids[0] in done.notes[0] and done.removed == planned.removed == []
+    assert verified(filler) == ids[:1] == intact(filler, ids) and events(filler) == {}
+    assert [one["reasons"][0]["code"] for one in done.returns()["plan"]] == ["FLOOR", "NEWEST"]
+    assert not run(filler, ONE).changed
+
+
+def test_f09_killed_again_and_again_while_what_was_to_stay_fails(tmp_path: Path) -> None:
+    """What had all its bytes when the other one failed is there at the end, whatever was killed before and after."""
+    undone = 0
+    for first, second in itertools.product(range(10), range(8)):
+        filler = Filler(tmp_path / f"{first}-{second}", 8)
+        ids = fill(filler, "ok", "ok", "ok")
+        with contextlib.suppress(Killed):
+            run(filler, ONE, checkpoint=killing(first))
+        dead(filler)
+        fails(filler, ids[2])
+        left = intact(filler, ids)
+        with contextlib.suppress(Killed):
+            run(filler, ONE, checkpoint=killing(second))
+        dead(filler)
+        undone += bool(run(filler, ONE).notes)
+        assert verified(filler) == intact(filler, ids) == left[-1:], (first, second)
+        assert {"3"} <= set(here(filler)) and not run(filler, ONE).changed
+    assert undone
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_what_fails_during_a_run_ends_it_before_the_next_byte_goes(filler: Filler, at: int) -> None:
+    """Three surplus copies; one of the two that were to stay fails at every step before the last of them is erased."""
+    ids = fill(filler, *["ok"] * 5)
+    steps, left = itertools.count(), []
+
+    def checkpoint(step: str) -> None:
+        if next(steps) == at:
+            fails(filler, ids[4])
+            left.extend(intact(filler, ids[:4]))
+            assert step in ("chosen", "unpublished", "data removed")
+
+    error = refused(filler, checkpoint=checkpoint)
+    assert [reason.code for reason in error.reasons] == ["STAYING_FAILED"], "once, not for each that was left"
+    assert left == intact(filler, ids) == verified(filler) and len(left) >= 2
+    assert set(events(filler)) == set(ids[:4]) - set(left) == set(error.details["removed"])
+
+
+def test_a_pair_that_fails_during_a_run_keeps_the_one_before_it(filler: Filler) -> None:
+    """Nobody had verified either of the two that a node can open."""
+    ids = fill(filler, "", "", sealed=(SEALED,)) + fill(filler, "ok", "ok")
+    told = []
+
+    def checkpoint(step: str) -> None:
+        if step == "unpublished" and not told:
+            told.append(step)
+            fails(filler, ids[1])
+
+    assert refused(filler, checkpoint=checkpoint).code == "STAYING_FAILED"
+    assert here(filler) == ["1", "2", "3", "4"]
+    codes = {one["id"]: [reason["code"] for reason in one["reasons"]] for one in run(filler).returns()["plan"]}
+    assert "LAST_PAIR" in codes[ids[0]] and codes[ids[1]] == ["COUNT"]
+
+
+def test_a_run_that_ends_reads_the_ledger_no_more(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = fill(filler, *["ok"] * 40)
+    real, folds, told = ledger.fold, [], []
+
+    def fold(events: Any) -> ledger.Folded:
+        folds.append(1)
+        return real(events)
+
+    def checkpoint(step: str) -> None:
+        if step == "unpublished" and not told:
+            told.append(step)
+            fails(filler, ids[-1])
+            monkeypatch.setattr(ledger, "fold", fold)
+
+    assert refused(filler, checkpoint=checkpoint).code == "STAYING_FAILED"
+    assert len(folds) == 1 and len(here(filler)) == 40
+
+
+def test_f09_what_the_disk_does_not_tell_about_is_neither_ended_nor_undone(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+    store_of(filler).unpublish(ids[0])
+    with monkeypatch.context() as patched:
+        broken(patched, f"{ids[0]}/data/backup.bin")
+        error = refused(filler)
+    assert error.code == "UNREADABLE" and "Check the disk" in error.reasons[0].remedy
+    assert store_of(filler).entry(ids[0]).state == "removing" and intact(filler, ids) == ids
+    assert run(filler).removed == ids[:1]
+
+
+@pytest.mark.parametrize(("wreck", "state"), [("gone", "incomplete"), ("damaged", "failed")])
+def test_f09_a_wreck_that_was_unpublished_is_the_wreck_that_it_was(filler: Filler, wreck: str, state: str) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+    path = filler.backups / ids[0] / "manifest.json"
+    path.write_bytes(b"{") if wreck == "damaged" else path.unlink()
+    before = snapshot(filler)
+    store_of(filler).unpublish(ids[0])
+    policy = Policy(keep=1, failed_grace=1e9)
+    planned = run(filler, policy, check=True)
+    done = run(filler, policy)
+    assert store_of(filler).entry(ids[0]).state == state
+    assert {name: snapshot(filler).get(name) for name in before} == before
+    assert (done.before, done.after) == (planned.before, planned.after) and done.changed and not done.removed
+    store_of(filler).unpublish(ids[0])
+    assert run(filler).removed == ids[:1] and events(filler)[ids[0]]["verdict"] == "failed"
+
+
+def test_f09_what_cannot_be_published_again_stays_for_the_next_run(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+    store_of(filler).unpublish(ids[0])
+    real = os.rename
+
+    def rename(source: str, target: str) -> None:
+        if str(source).endswith("removed.json"):
+            raise OSError(errno.EROFS, "Read-only file system", source)
+        real(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", rename)
+        error = refused(filler)
+    assert error.code == "REMOVE_FAILED" and "Read-only" in error.reasons[0].message
+    assert intact(filler, ids) == ids and error.details["removed"] == []
+    assert run(filler).removed == ids[:1]
+
+
+def test_what_was_shipped_again_while_it_was_unpublished_counts_once(filler: Filler) -> None:
+    """The delivery was still at its source when nothing of it was published."""
+    ids = fill(filler, "ok", "ok")
+    store_of(filler).unpublish(ids[1])
+    manifest = store_of(filler).entry(ids[1], "removed.json").manifest
+    assert manifest is not None
+    ids += fill(filler, "ok", source=manifest.source)
+    done = run(filler)
+    assert done.removed == [] and verified(filler) == ids
+    told = {one["id"]: one["verdict"] for one in done.returns()["plan"]}
+    assert list(told.values()) == ["ok", "unverified", "ok"]
+    assert any(f"{ids[1]} counts as not verified: {ids[2]}" in note for note in done.notes)
+    ids += fill(filler, "ok")
+    assert run(filler).removed == ids[:2] and events(filler)[ids[1]]["verdict"] == "ok"
 
 
 def test_f09_a_removal_is_recorded_when_its_data_is_gone(filler: Filler) -> None:
@@ -352,6 +529,21 @@ def test_f08_whoever_lost_the_lease_removes_nothing_more(filler: Filler) -> None
     assert error.code == "LEASE_LOST" and me.host != "elsewhere" and not error.reasons, "it ended there"
     assert here(filler) == ["2", "3", "4"]
     assert catalogue.parse_lease((filler.path / "lock").read_bytes()) == other
+
+
+def test_f08_whoever_lost_the_lease_before_the_first_byte_went_erases_nothing(filler: Filler) -> None:
+    """The other one may have published it again."""
+    ids = fill(filler, "ok", "ok", "ok")
+    other = catalogue.Lease("ship-8", catalogue.Owner("elsewhere", "b", 1, 1), utc_text(0), utc_text(time.time() + 900))
+
+    def checkpoint(step: str) -> None:
+        if step == "unpublished":
+            (filler.path / "lock").write_bytes(catalogue.dump_lease(other))
+
+    assert refused(filler, checkpoint=checkpoint).code == "LEASE_LOST"
+    assert intact(filler, ids) == ids
+    dead(filler)
+    assert run(filler).removed == ids[:1]
 
 
 def test_f08_a_long_removal_keeps_its_lease(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,6 +729,44 @@ def test_f13_a_disk_without_a_single_free_byte_is_no_trap(filler: Filler, full: 
     assert not (filler.path / "lock").exists()
 
 
+def test_f13_what_was_unpublished_on_a_full_disk_goes_at_the_next_run(filler: Filler, full: dict[str, bool]) -> None:
+    """Publishing it again needs no byte either."""
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    with pytest.raises(Killed):
+        run(filler, checkpoint=killing(3))
+    assert here(filler) == ["3", "4"] and full["full"]
+    assert run(filler).removed == ids[:2] and sorted(events(filler)) == ids[:2]
+
+
+def test_f13_a_removal_for_space_that_was_killed_happens_at_the_next_run(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although expiry by age rests for long."""
+    ids = fill(filler, "ok", "ok", "ok")
+    monkeypatch.setattr(ClusterStore, "free", lambda _self: (30 - 10 * len(intact(filler, ids)), 1000))
+    frozen = Policy(keep=2, max_age=1e9, fresh_within=0.0)
+    with pytest.raises(Killed):
+        run(filler, frozen, need=10, checkpoint=killing(1))
+    dead(filler)
+    planned = run(filler, frozen, need=10, check=True)
+    assert planned.removed == ids[:1] and planned.returns()["frozen"]
+    assert run(filler, frozen, need=10).removed == ids[:1] and events(filler)[ids[0]]["codes"] == ["SPACE"]
+
+
+def test_f13_a_copy_on_paper_makes_no_room_before_a_verification_has_told(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+    (filler.backups / ids[2] / "data" / "backup.bin").write_bytes(b"01234")
+    monkeypatch.setattr(ClusterStore, "free", lambda _self: (0, 1000))
+    error = refused(filler, Policy(keep=1, max_age=1e9), need=15)
+    assert sorted(reason.code for reason in error.reasons) == ["STORE_FULL", "WRONG_SIZE"]
+    fails(filler, ids[2])
+    fill(filler, "ok")
+    assert run(filler, Policy(keep=1, max_age=1e9), need=10).removed == [ids[2]]
+    assert events(filler)[ids[2]]["verdict"] == "failed"
+
+
 def test_f13_surplus_makes_room_for_the_next_backup(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that is full recovers by itself; one whose floor is all that is left says what is missing."""
     ids = fill(filler, "ok", "ok", "ok", "ok")
@@ -644,6 +874,98 @@ def test_f23_a_copy_that_is_only_on_paper_is_no_floor(filler: Filler) -> None:
     assert here(filler) == ["2", "3", "4", "5"]
 
 
+def broken(monkeypatch: pytest.MonkeyPatch, path: str, times: int = 10**6) -> None:
+    """The disk does not tell of this file, for so many times."""
+    real, left = os.lstat, itertools.repeat(0, times)
+
+    def lstat(name: Any, **more: Any) -> os.stat_result:
+        if str(name).endswith(path) and next(left, None) is not None:
+            raise OSError(errno.EIO, "Input/output error", str(name))
+        return real(name, **more)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+
+
+@pytest.mark.parametrize("trouble", ["gone", "once", "always"])
+def test_f23_what_is_found_lacking_is_not_removed_by_the_same_run(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """The newest copy that a node can open lacks a file, or the disk says once that it cannot tell."""
+    ids = fill(filler, "ok", "ok", sealed=(SEALED,)) + fill(filler, "ok", "ok")
+    path = filler.backups / ids[1] / "data" / "backup.bin"
+    if trouble == "gone":
+        path.unlink()
+    else:
+        broken(monkeypatch, f"{ids[1]}/data/backup.bin", 1 if trouble == "once" else 10**6)
+    error = refused(filler)
+    verdict, code, hold = {"gone": ("failed", "MISSING_FILE", "WRECK")}.get(
+        trouble, ("unverified", *["UNREADABLE"] * 2)
+    )
+    assert error.code == code and error.details["removed"] == [] and events(filler) == {}
+    plan = {one["id"]: one for one in error.details["plan"]}
+    assert plan[ids[1]]["verdict"] == verdict and plan[ids[1]]["reasons"][0]["code"] == hold
+    assert [reason["code"] for reason in plan[ids[0]]["reasons"]] == ["LAST_PAIR"]
+    assert "It stays for now" in error.reasons[0].remedy and here(filler) == ["1", "2", "3", "4"]
+    if trouble == "once":
+        assert run(filler).removed == ids[:1]
+
+
+def test_f23_what_a_verification_finds_lacking_goes_as_failed(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+    (filler.backups / ids[2] / "data" / "backup.bin").unlink()
+    assert refused(filler, ONE).details["removed"] == ids[:1]
+    assert refused(filler, ONE).details["removed"] == [], "however often"
+    verify(store_of(filler), VerifyRequest(ids=[ids[2]], run_id="v"))
+    ids += fill(filler, "ok")
+    assert run(filler, ONE).removed == [ids[2], ids[1]]
+    assert {name: data["verdict"] for name, data in events(filler).items()} == {
+        ids[0]: "ok",
+        ids[1]: "ok",
+        ids[2]: "failed",
+    }
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("wreck", ["tampered", "damaged"])
+def test_f25_what_the_plan_takes_for_failed_is_recorded_so(filler: Filler, wreck: str, killed: bool) -> None:
+    """The ledger says ok of it, of other bytes: recorded as good, it would never come home again."""
+    ids = fill(filler, "ok", "ok", "ok")
+    path = filler.backups / ids[0] / "manifest.json"
+    if wreck == "damaged":
+        path.write_bytes(path.read_bytes().replace(b'"5.4.2031"', b'"5.4.2032"'))
+    else:
+        forged = Filler(filler.path.parent / "forged", 8)
+        name = forged.publish("ok", files=(("backup.bin", b"forged"),), sealed=(), when=filler.start + 3600)
+        assert name == ids[0]
+        shutil.copytree(forged.backups / name, filler.backups / name, dirs_exist_ok=True)
+    if killed:
+        with pytest.raises(Killed):
+            run(filler, checkpoint=killing(2))
+        dead(filler)
+    run(filler)
+    assert here(filler) == ["2", "3"] and events(filler)[ids[0]]["verdict"] == "failed"
+
+
+def test_a_wreck_that_is_none_when_its_turn_comes_stays(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk did not give its manifest when the plan was made."""
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    path = filler.backups / ids[0] / "manifest.json"
+    good = path.read_bytes()
+    path.write_bytes(b"")
+    real = _prune.retention.plan
+
+    def plan(*given: Any, **named: Any) -> Any:
+        made = real(*given, **named)
+        path.write_bytes(good)
+        return made
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_prune.retention, "plan", plan)
+        error = refused(filler)
+    assert error.code == "NOT_FAILED" and error.details["removed"] == ids[1:2]
+    assert run(filler).removed == ids[:1]
+
+
 def test_f24_what_is_not_understood_is_not_counted(filler: Filler) -> None:
     ids = fill(filler, "ok", "ok", "ok", "ok", "ok")
     (filler.backups / ids[4] / "manifest.json").write_bytes(b"")
@@ -746,6 +1068,7 @@ def test_check_mode_counts_what_would_become_free(filler: Filler, monkeypatch: p
     """Half removed and forgotten things make room too."""
     ids = fill(filler, "ok", "ok", "ok")
     store_of(filler).unpublish(ids[0])
+    shutil.rmtree(filler.backups / ids[0] / "data")
     stale = filler.path / "incoming" / "00000009-20260101T000000Z"
     stale.mkdir(parents=True)
     (stale / "journal.jsonl").write_bytes(bytes(500))
@@ -755,7 +1078,7 @@ def test_check_mode_counts_what_would_become_free(filler: Filler, monkeypatch: p
     monkeypatch.setattr(ClusterStore, "free", lambda _self: (0, 1000))
     planned = run(filler, need=left, check=True)
     assert planned.removed == [] and planned.cleared == [ids[0], stale.name]
-    assert planned.before == {"backups": [ids[0]], "incoming": [stale.name]}
+    assert planned.before == {"backups": [ids[0]], "incoming": [stale.name], "unpublished": []}
     assert refused(filler, need=left + 1, check=True).details["missing"] == 1
     monkeypatch.undo()
     done = run(filler)
@@ -833,6 +1156,44 @@ def test_a_pair_that_a_rehearsal_proved_counts_as_pinned(filler: Filler) -> None
     assert done.returns()["plan"][0]["reasons"][0]["code"] == "GOLDEN"
 
 
+@pytest.mark.parametrize("late", ["chosen", "unpublished"])
+def test_a_pair_that_is_proved_while_others_go_stays(filler: Filler, late: str) -> None:
+    """Also one that was un-published by then."""
+    ids = fill(filler, *["ok"] * 5, sealed=(SEALED,))
+    counted = itertools.count()
+
+    def checkpoint(step: str) -> None:
+        if step == late and next(counted) == (0 if late == "chosen" else 2):
+            store_of(filler).ledger.append(run_id="r", kind="proved", subject=SEALED.node, data={"backup": ids[1]})
+
+    error = refused(filler, checkpoint=checkpoint)
+    assert error.code == "GOLDEN" and ids[1] in error.reasons[0].message
+    assert error.details["removed"] == [ids[0], ids[2]] and here(filler) == ["2", "4", "5"]
+    assert run(filler).removed == []
+
+
+def test_a_golden_copy_stays_if_its_release_is_taken_back_or_its_node_set_aside_meanwhile(filler: Filler) -> None:
+    other = dataclasses.replace(golden(), node="dr2", platform_id="SN-2")
+    members = [{"name": "dr2"}]
+    filler.event("observed_members", CLUSTER, {"fingerprint": "f", "members": members}, filler.start)
+    ids = fill(filler, "ok", "ok", sealed=(golden(),)) + fill(filler, "ok", sealed=(other,))
+    ids += fill(filler, "ok", "ok") + fill(filler, "ok", sealed=(golden(), other))
+    store, saying = store_of(filler), Saying("j.doe", "2026-11-22T00:00:00Z", "dr1 is scrapped")
+    for name in ids[:2]:
+        say(store, name, "released", saying, True)
+    told = []
+
+    def checkpoint(step: str) -> None:
+        if step == "unpublished" and not told:
+            told.append(step)
+            say(store, ids[1], "unpinned", saying, True)
+            store.ledger.append(run_id="r", kind="set_aside", subject="dr2", data={})
+
+    error = refused(filler, checkpoint=checkpoint)
+    assert [reason.code for reason in error.reasons] == ["GOLDEN", "GOLDEN"]
+    assert error.details["removed"] == [ids[0], ids[3]] and here(filler) == ["2", "3", "5", "6"]
+
+
 def test_golden_for_a_member_does_not_fill_the_store(filler: Filler) -> None:
     filler.event("observed_members", CLUSTER, {"fingerprint": "f", "members": [{"name": "dr1"}]}, filler.start)
     gold = fill(filler, *["ok"] * 5, sealed=(golden(),))
@@ -879,7 +1240,7 @@ def test_f23_a_last_pair_that_is_only_on_paper_is_none(filler: Filler) -> None:
 
 
 def test_a_copy_that_fails_while_others_are_removed_ends_the_removal(filler: Filler) -> None:
-    """After the first of two surplus copies went, one of the two that were to stay fails."""
+    """After the first of two surplus copies was un-published, one of the two that were to stay fails."""
     ids = [filler.publish(sealed=()) for _index in range(4)]
     filler.close()
     told = []
@@ -894,4 +1255,4 @@ def test_a_copy_that_fails_while_others_are_removed_ends_the_removal(filler: Fil
         run(filler, Policy(keep=2, max_copies=2), checkpoint=at)
     assert caught.value.code == "STAYING_FAILED"
     backups = ledger.fold(store_of(filler).ledger.trusted().events).backups
-    assert [name for name, one in backups.items() if one["verdict"] == "ok"] == ids[1:3]
+    assert [name for name, one in backups.items() if one["verdict"] == "ok"] == ids[:3] == verified(filler)
