@@ -176,12 +176,12 @@ class _Xz(io.RawIOBase):
         data = b""
         while not data:
             packed = b""
-            if self._decoder.eof:
+            if bool(self._decoder.eof):
                 packed = self._behind()
                 if not packed or packed[: len(_XZ)] != _XZ[: len(packed)]:
                     return 0
                 self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
-            elif self._decoder.needs_input:
+            elif bool(self._decoder.needs_input):
                 packed = self._file.read(io.DEFAULT_BUFFER_SIZE)
                 if not packed:
                     raise EOFError("it ends without the mark that ends a stream")
