@@ -74,7 +74,10 @@ options:
         description: User who may read the backups there. It needs no right to write.
         type: str
       path:
-        description: Absolute path. C(*), C(?) and C([...]) are wildcards; hidden names match only a pattern with a dot.
+        description:
+          - Absolute path. C(*), C(?) and C([...]) are wildcards; hidden names match only a pattern with a dot.
+          - Symbolic links are followed above the first wildcard only; one below it is refused unless it leads to what
+            is matched anyway.
         type: str
         required: true
       layout:

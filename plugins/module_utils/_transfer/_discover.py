@@ -93,34 +93,124 @@ class Unit:
         return digest({"host": place, "name": self.name, "files": files})
 
 
-def expand(session: Session, pattern: str) -> list[tuple[str, Attributes | None]]:
-    """Absolute paths that match ``pattern`` part by part, with their attributes where a listing told them; hidden names
-    only where that part starts with a dot."""
-    found: list[tuple[str, Attributes | None]] = [("/", None)]
-    for part in [piece for piece in pattern.split("/") if piece]:
-        if not _WILD & set(part):
-            found = [(posixpath.join(path, part), None) for path, _attributes in found]
+class Match(t.NamedTuple):
+    """A path that a pattern matches; without ``attributes`` nobody looked yet, or ``why`` says why nobody can.
+
+    ``short``: it ends above the last part of the pattern, because what is below it must not or cannot be looked at.
+    """
+
+    path: str
+    attributes: Attributes | None = None
+    why: str = ""
+    short: bool = False
+
+    @property
+    def mode(self) -> int:
+        """Kind and permissions; 0: unknown."""
+        return self.attributes.mode if self.attributes is not None else 0
+
+
+def expand(session: Session, pattern: str) -> list[Match]:
+    """What matches ``pattern`` part by part; hidden names only where that part starts with a dot.
+
+    From the first wildcard on no link is followed: whoever delivers would choose what else of that host counts as a
+    backup. Such a link is a match of its own, and so is a directory that cannot be listed.
+    """
+    top, (*above, last) = _split(pattern)
+    directories = [top]
+    ends: list[Match] = []
+    for part in above:
+        directories, ended = _passable(session, top, _named(session, top, directories, part))
+        ends += ended
+    return ends + _named(session, top, directories, last)
+
+
+def _split(pattern: str) -> tuple[str, list[str]]:
+    """The directory above the first wildcard (or above the last part), and the parts below it."""
+    parts = [piece for piece in pattern.split("/") if piece] or [""]
+    fixed = next((index for index, part in enumerate(parts) if _WILD & set(part)), len(parts) - 1)
+    return "/" + "/".join(parts[:fixed]), parts[fixed:]
+
+
+def _named(session: Session, top: str, directories: t.Iterable[str], part: str) -> list[Match]:
+    """What matches one part of a pattern in these directories, and those of them that cannot be listed."""
+    if not _WILD & set(part):
+        return [Match(posixpath.join(directory, part)) for directory in directories]
+    found: list[Match] = []
+    for directory in directories:
+        try:
+            entries = session.listdir(directory)
+        except OSError as error:
+            if directory == top:
+                raise _out_of_reach(directory, _why(error)) from None
+            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                found.append(Match(directory, why=_why(error), short=True))
             continue
-        matched: list[tuple[str, Attributes | None]] = []
-        for path, _attributes in found:
-            try:
-                entries = session.listdir(path)
-            except OSError as error:
-                if len(found) == 1:
-                    raise _unlistable(path, error) from None
-                continue
-            matched.extend(
-                (posixpath.join(path, name), attributes)
-                for name, attributes in entries
-                if fnmatch.fnmatchcase(name, part) and (part.startswith(".") or not name.startswith("."))
-            )
-        found = matched
+        found.extend(
+            Match(posixpath.join(directory, name), attributes)
+            for name, attributes in entries
+            if fnmatch.fnmatchcase(name, part) and (part.startswith(".") or not name.startswith("."))
+        )
     return found
 
 
-def _unlistable(path: str, error: OSError) -> Refused:
+def _passable(session: Session, top: str, found: t.Sequence[Match]) -> tuple[list[str], list[Match]]:
+    """Directories in which to go on, and what ends here: links to none of ``found``, and what nobody can tell."""
+    directories: list[str] = []
+    ends = [match for match in found if match.short]
+    links: list[Match] = []
+    for match in _looked_at(session, [match for match in found if not match.short]):
+        if stat.S_ISDIR(match.mode):
+            directories.append(match.path)
+        elif stat.S_ISLNK(match.mode):
+            links.append(match._replace(short=True))
+        elif not stat.S_IFMT(match.mode):
+            ends.append(match._replace(short=True))
+    return directories, ends + _without_aliases(session, top, links, found)
+
+
+def _looked_at(session: Session, matches: t.Iterable[Match]) -> t.Iterator[Match]:
+    """Matches with their attributes, or with the reason why these cannot be told; without those that are not there."""
+    for match in matches:
+        # Each question is a round trip; but a listing need not say what kind of file something is.
+        if match.why or match.mode:
+            yield match
+            continue
+        try:
+            yield match._replace(attributes=session.lstat(match.path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            yield match._replace(attributes=None, why=_why(error))
+
+
+def _without_aliases(session: Session, top: str, matches: list[Match], counted: t.Iterable[Match]) -> list[Match]:
+    """Leave out links (``latest -> sdkms_backup_...``) that lead to one of ``counted``, which counts for itself."""
+    if not any(stat.S_ISLNK(match.mode) for match in matches):
+        return matches
+    try:
+        # Links lead there only above the first wildcard, so that one question tells where everything really is.
+        real = session.realpath(top)
+    except OSError:
+        real = top
+    there = {posixpath.join(real, posixpath.relpath(match.path, top)) for match in counted}
+    return [match for match in matches if not (stat.S_ISLNK(match.mode) and _leads_to(session, match.path, there))]
+
+
+def _leads_to(session: Session, link: str, paths: t.Container[str]) -> bool:
+    try:
+        return session.realpath(link) in paths
+    except OSError:
+        return False
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _out_of_reach(path: str, why: str) -> Refused:
     return Refused(
-        f"The directory {path} at the source cannot be listed: {error.strerror}.",
+        f"{path} at the source cannot be looked at: {why}.",
         "SOURCE_UNREADABLE",
         "Check the path of the source, and that its user may read it.",
     )
@@ -146,50 +236,45 @@ def check_pattern(source: Source) -> None:
 def discover(session: Session, source: Source, only: frozenset[str] = frozenset()) -> list[Unit]:
     """All backups of a source, eldest first. With ``only``, units of other names are not walked again."""
     check_pattern(source)
-    matches: list[tuple[str, Attributes]] = []
-    for path, listed in expand(session, source.path):
-        try:
-            # Each question is a round trip; but a listing need not say what kind of file something is.
-            matches.append((path, listed if listed is not None and listed.mode else session.lstat(path)))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise _unlistable(path, error) from None
-    paths = {path for path, _attributes in matches}
-    groups: dict[str, list[tuple[str, Attributes]]] = {}
-    for path, attributes in matches:
-        if stat.S_ISLNK(attributes.mode) and _alias(session, path, paths):
-            continue
-        if source.layout == "single":
-            group = path
-        elif source.layout == "per_node":
-            group = posixpath.dirname(path)
-        else:
+    top, below = _split(source.path)
+    matches = list(_looked_at(session, expand(session, source.path)))
+    groups: dict[str, list[Match]] = {}
+    for match in _without_aliases(session, top, matches, matches):
+        if match.why and not _WILD & set("".join(below)):
+            # There is nothing beside it that could come.
+            raise _out_of_reach(match.path, match.why)
+        if source.layout == "together":
             group = source.path
-        groups.setdefault(group, []).append((path, attributes))
+        elif source.layout == "single" or match.short:
+            group = match.path
+        else:
+            group = posixpath.dirname(match.path)
+        groups.setdefault(group, []).append(match)
     units = [_unit(session, name, group, source) for name, group in groups.items() if not only or name in only]
     return sorted(units, key=lambda unit: (unit.newest, unit.name))
 
 
-def _alias(session: Session, path: str, matches: set[str]) -> bool:
-    """Whether a matched link (``latest -> sdkms_backup_...``) leads to another match, which counts for itself."""
-    try:
-        return session.realpath(path) in matches
-    except OSError:
-        return False
-
-
-def _unit(session: Session, name: str, group: t.Sequence[tuple[str, Attributes]], source: Source) -> Unit:
+def _unit(session: Session, name: str, group: t.Sequence[Match], source: Source) -> Unit:
+    alone = source.layout == "single"
     walk = _Walk(session)
     problem = path_problem(name.strip("/"))
     if problem:
         walk.refuse("BAD_NAME", f"{name!r}: its name {problem}.", "Rename it at the source.")
         return Unit(name, (), tuple(walk.reasons), len(group))
     # Of matches in several directories the paths say which file is whose.
-    together = posixpath.commonpath([posixpath.dirname(path) for path, _attributes in group])
-    for path, attributes in group:
-        base = path if source.layout == "single" and stat.S_ISDIR(attributes.mode) else together
-        walk.visit(path, attributes, base, path if stat.S_ISDIR(attributes.mode) else posixpath.dirname(path))
+    together = posixpath.commonpath([posixpath.dirname(match.path) for match in group])
+    for match in group:
+        if match.attributes is None:
+            walk.refuse(
+                "SOURCE_UNREADABLE",
+                f"{match.path} cannot be looked at: {match.why}.",
+                "Let the user of this source list the directories that are delivered and read what is in them.",
+            )
+            continue
+        whole = stat.S_ISDIR(match.mode)
+        # A link that would have to be followed to the rest of the pattern is no file of a backup, wherever it leads.
+        root = match.path if whole or match.short else posixpath.dirname(match.path)
+        walk.visit(match.path, match.attributes, match.path if alone and whole else together, root)
     items = tuple(sorted(walk.items, key=lambda item: item.path))
     walk.refuse_twice()
     reasons = walk.reasons

@@ -297,7 +297,16 @@ def without_links(pattern: str, path: str) -> str:
 
 def check_local(path: str, store: str) -> None:
     """Refuse a local source that contains the store or lies in it (code SOURCE_IS_STORE)."""
-    real, mine = os.path.realpath(path), os.path.realpath(store)
+    _check_apart(path, os.path.realpath(path), store)
+
+
+def check_local_pattern(pattern: str, store: str) -> None:
+    """As :func:`check_local`, for what is written: a link that whoever delivers called ``*`` is not followed."""
+    _check_apart(pattern, without_links(pattern, pattern), store)
+
+
+def _check_apart(path: str, real: str, store: str) -> None:
+    mine = os.path.realpath(store)
     if os.path.commonpath([real, mine]) in (real, mine):
         raise Refused(
             f"The source {path} and {store}, where it is to go, lie inside one another.",

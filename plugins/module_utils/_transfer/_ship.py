@@ -27,7 +27,7 @@ from . import _structure
 from ._changed import changed
 from ._discover import LOOK_AGAIN, Source, Unit, check_pattern, discover, expand, settle, tidy
 from ._disk import make_directory, read_bytes, remove_tree, store_full, write_atomically
-from ._endpoint import LocalEndpoint, LocalSession, Session, check_local
+from ._endpoint import LocalEndpoint, LocalSession, Session, check_local, check_local_pattern
 from ._keeping import usable
 from ._policy import first_workers, pause
 from ._pool import Pool
@@ -168,17 +168,17 @@ def _refuse_store(source: Source, store: str) -> None:
     """Refuse a local source that is, holds or lies in the store, also where only its wildcards lead there."""
     try:
         check_pattern(source)
-        check_local(source.path, store)
+        check_local_pattern(source.path, store)
         found = expand(LocalSession(), source.path)
     except DsmError as error:
         if error.code == "SOURCE_IS_STORE":
             raise
         # It is told with those of all other sources.
         return
-    for path, _attributes in found:
+    for match in found:
         # A link is refused by itself: whoever may make one in a drop box must not stop everything else.
-        if not os.path.islink(path):
-            check_local(path, store)
+        if not match.short and not os.path.islink(match.path):
+            check_local(match.path, store)
 
 
 def _open(request: ShipRequest, create: bool) -> ClusterStore:

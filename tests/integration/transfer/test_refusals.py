@@ -21,6 +21,7 @@ from typing import Any, Callable
 import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalSession
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import GCM, connect
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers import (
@@ -466,6 +467,47 @@ def test_a_link_to_the_newest_backup_is_not_a_second_one(site: Site) -> None:
     assert len(site.ship().backups) == 1
     (site.source / "elsewhere").symlink_to("/etc/passwd")
     refused(site.ship(), "SYMLINK_OUTSIDE")
+
+
+def test_a_link_to_the_newest_is_not_a_second_one_where_the_path_of_the_source_is_a_link(site: Site) -> None:
+    path = site.deliver()
+    (site.source / "latest.tar.gz").symlink_to(path.name)
+    (site.source.parent / "var").symlink_to(site.source)
+    assert len(site.ship(sources=[site.sshd.login(path=f"{site.source.parent}/var/*")]).backups) == 1
+
+
+def test_a_link_in_the_middle_of_a_path_publishes_nothing_and_stops_nothing_else(site: Site, tmp_path: Path) -> None:
+    (site.source / "n1").mkdir()
+    good = site.deliver("ok.tar.gz").rename(site.source / "n1" / "ok.tar.gz")
+    (tmp_path / "foreign").mkdir()
+    site.deliver("foreign.tar.gz").rename(tmp_path / "foreign" / "foreign.tar.gz")
+    (site.source / "evil").symlink_to(tmp_path / "foreign")
+    assert "evil" in refused(site.ship(sources=[site.sshd.login(path=f"{site.source}/*/*")]), "SYMLINK_OUTSIDE")
+    assert [item.source["path"] for item in site.published().values()] == [str(good)]
+    # It may lead to where the store is, and its name may be the pattern itself.
+    (site.source / "evil").unlink()
+    (site.source / "*").symlink_to(site.store.parent)
+    for pattern in ("*/*", "*/*/*", "*"):
+        result = site.ship(sources=[{"path": f"{site.source}/{pattern}"}])
+        assert "SYMLINK_OUTSIDE" in result.codes and "SOURCE_IS_STORE" not in result.codes, result.output
+
+
+def test_a_node_that_may_not_be_looked_at_is_told_and_the_others_are_published(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for node in ("n1", "n2"):
+        (site.source / node).mkdir()
+        site.deliver(f"{node}.tar.gz").rename(site.source / node / "x.tar.gz")
+    listdir = LocalSession.listdir
+
+    def closed(session: LocalSession, path: str) -> Any:
+        if path.endswith("/n2"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listdir(session, path)
+
+    monkeypatch.setattr(LocalSession, "listdir", closed)
+    refused(site.ship(sources=[{"path": f"{site.source}/*/*"}]), "SOURCE_UNREADABLE")
+    assert [item.source["path"] for item in site.published().values()] == [str(site.source / "n1" / "x.tar.gz")]
 
 
 def test_f04_a_node_that_delivered_nothing_is_told(site: Site) -> None:

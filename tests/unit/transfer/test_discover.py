@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _discover
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._discover import Source, discover
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import (
@@ -148,3 +149,135 @@ def test_a_name_without_wildcards_is_asked_for_itself(tmp_path: Path) -> None:
     session = Asked(kinds=True)
     assert len(discover(session, Source(LocalEndpoint(), f"{tmp_path}/a"))) == 1
     assert session.questions == ["lstat a"]
+
+
+# -- more than one directory -----------------------------------------------------------------------------------------
+
+
+def told(session: LocalSession, pattern: str, layout: str = "single") -> dict[str, list[str]]:
+    """The codes of each unit that a pattern below the top matches, by its path there."""
+    return {
+        unit.name: [reason.code for reason in unit.reasons]
+        for unit in discover(session, Source(LocalEndpoint(), pattern, layout))
+    }
+
+
+def node(top: Path, name: str) -> Path:
+    """A directory of a node with one delivery."""
+    (top / name).mkdir(parents=True)
+    (top / name / "x.bin").write_bytes(b"x")
+    return top / name / "x.bin"
+
+
+@pytest.mark.parametrize("pattern", ["*/*", "*/x.bin"])
+@pytest.mark.parametrize("layout", ["single", "per_node"])
+def test_a_link_above_the_last_part_is_refused_by_itself_and_not_followed(
+    tmp_path: Path, pattern: str, layout: str
+) -> None:
+    drop = tmp_path / "in"
+    good, _foreign = node(drop, "n1"), node(tmp_path, "foreign")
+    (drop / "evil").symlink_to(tmp_path / "foreign")
+    name = good if layout == "single" else good.parent
+    assert told(LocalSession(), f"{drop}/{pattern}", layout) == {
+        str(name): [],
+        str(drop / "evil"): ["SYMLINK_OUTSIDE"],
+    }
+    (both,) = told(LocalSession(), f"{drop}/{pattern}", "together").values()
+    assert both == ["SYMLINK_OUTSIDE"], "which of its files are missing cannot be told"
+
+
+def test_a_link_at_a_part_without_wildcards_is_not_followed_below_one(tmp_path: Path) -> None:
+    drop = tmp_path / "in"
+    good, _foreign = node(drop / "n1", "now"), node(tmp_path, "foreign")
+    (drop / "n2").mkdir()
+    (drop / "n2" / "now").symlink_to(tmp_path / "foreign")
+    (drop / "n3").mkdir()
+    assert told(LocalSession(), f"{drop}/*/now/*") == {str(good): [], str(drop / "n2" / "now"): ["SYMLINK_OUTSIDE"]}
+
+
+def test_a_link_to_what_counts_for_itself_is_no_second_one_in_the_middle_either(tmp_path: Path) -> None:
+    good = node(tmp_path, "n1")
+    (tmp_path / "log").write_bytes(b"x")
+    (tmp_path / "latest").symlink_to("n1")
+    (tmp_path / "latest.log").symlink_to("log")
+    (tmp_path / "n1" / "newest").symlink_to("x.bin")
+    assert told(LocalSession(), f"{tmp_path}/*/*") == {str(good): []}
+
+
+def test_a_link_to_a_file_is_no_backup_where_a_directory_is_meant(tmp_path: Path) -> None:
+    drop = tmp_path / "in"
+    good = node(drop, "n1")
+    (drop / ".hidden").write_bytes(b"x")
+    (drop / "link").symlink_to(".hidden")
+    assert told(LocalSession(), f"{drop}/*/*") == {str(good): [], str(drop / "link"): ["SYMLINK_OUTSIDE"]}
+
+
+class Counting(LocalSession):
+    """Counts how often it is asked where something really is."""
+
+    asked = 0
+
+    def realpath(self, path: str) -> str:
+        self.asked += 1
+        return super().realpath(path)
+
+
+def test_a_link_to_the_newest_is_no_second_one_below_a_link_that_the_operator_wrote(tmp_path: Path) -> None:
+    for number in range(50):
+        (tmp_path / "data" / f"d{number}").mkdir(parents=True)
+        (tmp_path / "data" / f"d{number}" / "x").write_bytes(b"x")
+    (tmp_path / "data" / "d1" / "latest").symlink_to("x")
+    (tmp_path / "backup").symlink_to("data")
+    session = Counting()
+    assert len(told(session, f"{tmp_path}/backup/*/*")) == 50
+    assert session.asked == 2, "where the source is and where the link leads, whatever else is there"
+
+
+class Closed(LocalSession):
+    """One path of this host says nothing but this."""
+
+    def __init__(self, question: str, path: Path, error: OSError) -> None:
+        self.question, self.closed, self.error = question, str(path), error
+
+    def lstat(self, path: str) -> Attributes:
+        if (self.question, self.closed) == ("lstat", path):
+            raise self.error
+        return super().lstat(path)
+
+    def listdir(self, path: str) -> list[tuple[str, Attributes]]:
+        if (self.question, self.closed) == ("listdir", path):
+            raise self.error
+        return super().listdir(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "codes"),
+    [
+        (PermissionError(13, "Permission denied"), ["SOURCE_UNREADABLE"]),
+        (OSError(5, "Input/output error"), ["SOURCE_UNREADABLE"]),
+        (FileNotFoundError(2, "No such file"), None),
+        (NotADirectoryError(20, "Not a directory"), None),
+    ],
+)
+@pytest.mark.parametrize(
+    ("question", "pattern", "at"),
+    [("listdir", "*/*", "n2"), ("lstat", "*/x.bin", "n2/x.bin"), ("lstat", "*/b/*", "n2/b")],
+)
+def test_what_cannot_be_looked_at_is_told_and_what_is_beside_it_comes(
+    tmp_path: Path, question: str, pattern: str, at: str, error: OSError, codes: list[str] | None
+) -> None:
+    for name in ("n1", "n2"):
+        node(tmp_path / name, "b")
+        (tmp_path / name / "x.bin").write_bytes(b"x")
+    found = told(Closed(question, tmp_path / at, error), f"{tmp_path}/{pattern}")
+    assert found.pop(str(tmp_path / at), None) == codes
+    assert found and set(map(tuple, found.values())) == {()}
+    assert all(name.startswith(f"{tmp_path}/n1/") for name in found)
+
+
+def test_a_path_that_was_written_and_cannot_be_looked_at_is_refused_as_the_whole_source(tmp_path: Path) -> None:
+    error = PermissionError(13, "Permission denied")
+    for question, pattern in (("lstat", f"{tmp_path}"), ("listdir", f"{tmp_path}/*/*")):
+        with pytest.raises(Refused) as refusal:
+            told(Closed(question, tmp_path, error), pattern)
+        assert refusal.value.code == "SOURCE_UNREADABLE" and refusal.value.remedy
