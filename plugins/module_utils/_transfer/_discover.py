@@ -256,7 +256,7 @@ def discover(session: Session, source: Source, only: frozenset[str] = frozenset(
 
 def _unit(session: Session, name: str, group: t.Sequence[Match], source: Source) -> Unit:
     alone = source.layout == "single"
-    walk = _Walk(session)
+    walk = _Walk(session, alone)
     problem = path_problem(name.strip("/"))
     if problem:
         walk.refuse("BAD_NAME", f"{name!r}: its name {problem}.", "Rename it at the source.")
@@ -278,12 +278,13 @@ def _unit(session: Session, name: str, group: t.Sequence[Match], source: Source)
     items = tuple(sorted(walk.items, key=lambda item: item.path))
     walk.refuse_twice()
     reasons = walk.reasons
-    if not items and not reasons:
-        reasons.append(
+    if not items and not any(reason.hard for reason in reasons):
+        # Nothing at all is no backup, even where every single part of it may be empty.
+        reasons = [
             Reason(
                 "EMPTY_DIRECTORY", f"{name} holds no file.", "Look at the backup job of the cluster: it did nothing."
             )
-        )
+        ]
     elif items and sum(item.attributes.size for item in items) == 0:
         reasons = [reason for reason in reasons if reason.code != "ZERO_LENGTH_PART"]
         reasons.append(
@@ -297,10 +298,11 @@ def _unit(session: Session, name: str, group: t.Sequence[Match], source: Source)
 
 
 class _Walk:
-    """Collects the files below one match."""
+    """Collects the files of one backup. ``alone``: its match is all of it, not one part of several."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, alone: bool) -> None:
         self.session = session
+        self.alone = alone
         self.items: list[Item] = []
         self.reasons: list[Reason] = []
         self.visited = 0
@@ -361,7 +363,7 @@ class _Walk:
         except OSError as error:
             self.refuse("SOURCE_UNREADABLE", f"{path} cannot be listed: {error.strerror}.", "Check its permissions.")
             return
-        if not entries and path != root:
+        if not entries and not (self.alone and path == root):
             self.refuse(
                 "EMPTY_PART",
                 f"the directory {path} is empty.",

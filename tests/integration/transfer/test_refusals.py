@@ -510,6 +510,17 @@ def test_a_node_that_may_not_be_looked_at_is_told_and_the_others_are_published(
     assert [item.source["path"] for item in site.published().values()] == [str(site.source / "n1" / "x.tar.gz")]
 
 
+def test_f04_a_node_whose_directory_is_empty_is_told(site: Site) -> None:
+    for node in ("n1", "n2", "n3"):
+        (site.source / "b" / node).mkdir(parents=True)
+        if node != "n2":
+            site.deliver(f"{node}.tar.gz").rename(site.source / "b" / node / "x.tar.gz")
+    source = {"path": f"{site.source}/*/*", "layout": "per_node"}
+    assert "n2" in refused(site.ship(sources=[source]), "EMPTY_PART")
+    assert not site.published()
+    assert site.ship(sources=[source], accept=["EMPTY_PART"]).changed
+
+
 def test_f04_a_node_that_delivered_nothing_is_told(site: Site) -> None:
     for node in ("dc1-n1", "dc2-n1"):
         (site.source / "t" / node).mkdir(parents=True)

@@ -281,3 +281,16 @@ def test_a_path_that_was_written_and_cannot_be_looked_at_is_refused_as_the_whole
         with pytest.raises(Refused) as refusal:
             told(Closed(question, tmp_path, error), pattern)
         assert refusal.value.code == "SOURCE_UNREADABLE" and refusal.value.remedy
+
+
+@pytest.mark.parametrize("layout", ["per_node", "together"])
+def test_an_empty_directory_is_no_part_of_a_backup(tmp_path: Path, layout: str) -> None:
+    (tmp_path / "b" / "n1").mkdir(parents=True)
+    assert list(told(LocalSession(), f"{tmp_path}/b/*", layout).values()) == [["EMPTY_DIRECTORY"]]
+    node(tmp_path / "b", "n2")
+    assert list(told(LocalSession(), f"{tmp_path}/b/*", layout).values()) == [["EMPTY_PART"]]
+
+
+def test_directories_without_any_file_are_no_backup_whatever_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "b" / "hollow").mkdir(parents=True)
+    assert told(LocalSession(), f"{tmp_path}/b") == {f"{tmp_path}/b": ["EMPTY_DIRECTORY"]}
