@@ -487,18 +487,66 @@ def _check_host_key(target: SshTarget, pinned: Pinned, shown: HostKey) -> None:
     )
 
 
+class _AgentKey:
+    """A key of the agent, and whether the agent owes a signature: for the library that is a host that hangs up."""
+
+    def __init__(self, key: t.Any) -> None:
+        self._key = key
+        self.unsigned = False
+
+    def sign_ssh_data(self, data: bytes, algorithm: str | None = None) -> t.Any:
+        """Let the agent sign."""
+        self.unsigned = True
+        signature = self._key.sign_ssh_data(data, algorithm)
+        self.unsigned = False
+        return signature
+
+    def __getattr__(self, name: str) -> t.Any:
+        return getattr(self._key, name)
+
+
+def _agent_keys(library: t.Any, target: SshTarget) -> list[_AgentKey]:
+    """What the agent offers; nothing if there is none. Whoever asks it waits for ever, so that a thread does that."""
+    answers: list[t.Any] = []
+
+    def ask() -> None:
+        try:
+            answers.append([_AgentKey(key) for key in library.Agent().get_keys()])
+        except Exception as error:
+            # What listens there may answer anything, and each kind of nonsense is another error.
+            answers.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(target.connect_timeout)
+    if not answers:
+        raise _refused_by_agent(target, f"did not answer for {target.connect_timeout:g} s")
+    (answer,) = answers
+    if isinstance(answer, Exception):
+        raise _refused_by_agent(target, f"does not tell its keys ({str(answer) or type(answer).__name__})")
+    return t.cast("list[_AgentKey]", answer)
+
+
+def _refused_by_agent(target: SshTarget, why: str) -> Refused:
+    return Refused(
+        f"There is no key to authenticate at {target.label}: the agent at {os.environ.get('SSH_AUTH_SOCK')} {why}.",
+        "AUTH_REFUSED",
+        "As the user that runs this on the store try 'ssh-add -l' and 'ssh-add -T' with the public key; start the "
+        "agent again and load the key without -c, or give key_file.",
+    )
+
+
 def _identities(library: t.Any, target: SshTarget) -> list[t.Any]:
     """The keys to authenticate with: the key file, or those of the agent."""
     if not target.key_file:
-        agent = library.Agent()
-        keys = list(agent.get_keys())
+        keys = _agent_keys(library, target)
         if not keys:
             raise Refused(
                 f"There is no key to authenticate at {target.label}: no key_file is given and no agent offers one.",
                 "AUTH_REFUSED",
                 "Give key_file, or run an agent with the key and let SSH_AUTH_SOCK name it.",
             )
-        return keys
+        return list(keys)
     path = target.key_file
     try:
         mode = os.stat(path).st_mode
@@ -553,6 +601,8 @@ def _authenticate(library: t.Any, target: SshTarget, transport: paramiko.Transpo
         except library.BadAuthenticationType as error:
             raise _refused_login(target, offered, f"it allows only {', '.join(error.allowed_types)}") from None
         except (library.SSHException, EOFError, OSError) as error:
+            if isinstance(key, _AgentKey) and key.unsigned:
+                raise _refused_by_agent(target, f"does not sign ({error})") from None
             if time.monotonic() - began >= target.connect_timeout:
                 # Nobody refused the key.
                 raise _silent(target) from None

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import socket
+import struct
 import threading
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -135,3 +137,68 @@ def test_what_a_server_prints_beside_its_answers_holds_nothing_up(
     site.deliver()
     result = site.ship(sources=[silent("print")], connect_timeout=5, stall_timeout=5, workers=1)
     assert result.backups[0]["published"], result.output
+
+
+# -- the agent -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def agent(site: Site) -> Iterator[Callable[[str], str]]:
+    """Sockets of agents with one defect each."""
+    listeners: list[socket.socket] = []
+    kind, blob = (site.sshd.directory / "client.pub").read_text().split()[:2]
+    key = base64.b64decode(blob)
+    offer = struct.pack(">BI", 12, 1) + b"".join(struct.pack(">I", len(part)) + part for part in (key, kind.encode()))
+
+    def answer(defect: str, asked: int) -> bytes | None:
+        if asked == 11 and defect.startswith("sign"):
+            return offer
+        return {"nonsense": b"\x0c\0\0\0\1\0\0\0\1\xff\0\0\0\1\xff", "sign: refused": b"\x05"}.get(defect)
+
+    def talk(client: socket.socket, defect: str) -> None:
+        with contextlib.suppress(OSError):
+            while defect != "hangs up" and (asked := client.recv(1 << 16)):
+                said = answer(defect, asked[4])
+                if said is not None:
+                    client.sendall(struct.pack(">I", len(said)) + said)
+                elif defect == "sign: hangs up":
+                    break
+        client.close()
+
+    def serve(listener: socket.socket, defect: str) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _address = listener.accept()
+                threading.Thread(target=talk, args=(client, defect), daemon=True).start()
+
+    def make(defect: str) -> str:
+        listeners.append(socket.socket(socket.AF_UNIX))
+        path = str(site.store.parent / "agent")
+        listeners[-1].bind(path)
+        listeners[-1].listen()
+        threading.Thread(target=serve, args=(listeners[-1], defect), daemon=True).start()
+        return path
+
+    yield make
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    "defect", ["hangs up", "silent", "nonsense", "sign: hangs up", "sign: silent", "sign: refused"]
+)
+def test_an_agent_that_does_not_do_its_work_is_told_and_stops_no_other_source(
+    site: Site, agent: Callable[[str], str], defect: str
+) -> None:
+    site.deliver()
+    login = {**site.sshd.login(path=f"{site.source}/*"), "key_file": None}
+    path = agent(defect)
+    result = site.ship(
+        sources=[login, {"path": f"{site.source}/*"}],
+        connect_timeout=2,
+        request={"environ": {"SSH_AUTH_SOCK": path}},
+    )
+    assert result.failed and result.codes == ["AUTH_REFUSED"] and result.remedy, result.output
+    (reason,) = result.reasons
+    assert path in reason["message"] and ("sign" in defect) == ("does not sign" in reason["message"]), reason
+    assert len(site.published()) == 1
