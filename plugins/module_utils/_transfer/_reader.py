@@ -45,7 +45,7 @@ class Reader(t.Protocol):
 
     @property
     def expects(self) -> bool:
-        """Whether anything is under way, so that :meth:`step` makes sense."""
+        """Whether anything is under way, so that :meth:`step` makes sense and silence is a bad sign."""
 
     def offer(self, landing: Landing, path: str, expected: Attributes) -> None:
         """Read this range too. ``expected``: what the file was when it was listed."""
@@ -132,7 +132,7 @@ class LocalReader:
 
     @property
     def expects(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._waiting) and self.wake is None
 
     def offer(self, landing: Landing, path: str, expected: Attributes) -> None:
         landing.again()
@@ -144,11 +144,6 @@ class LocalReader:
     def step(self, seconds: float) -> list[Landing]:
         landing, path, expected = self._waiting[0]
         deadline = time.monotonic() + seconds
-        if self.wake is not None:
-            # Orders are looked for in between, and whether whoever gives them is there.
-            time.sleep(min(seconds, max(0.0, self._held - time.monotonic())))
-            if self.wake is not None:
-                return []
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             _same(descriptor, path, expected)

@@ -458,6 +458,14 @@ def test_a_local_source_under_a_low_cap_is_not_taken_for_dead(site: Site, monkey
     assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_a_cap_below_what_a_local_worker_waits_for_ends_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is paid for a piece is more than the patience with a disk that gives nothing."""
+    monkeypatch.setattr(_endpoint.LocalEndpoint, "patience", 1.0)
+    path = big(site, 250_000)
+    result = site.run(sources=[{"path": f"{site.source}/*"}], rate_limit=40_000.0, workers=1)
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def test_the_bandwidth_cap_holds_for_all_workers_together(site: Site, small_ranges: None, together: None) -> None:
     path = big(site, 2 * MEBI)
     result = site.run(rate_limit=MEBI, workers=WORKERS)
