@@ -21,9 +21,11 @@ class SourceChanged(DsmError):
 
 
 def same_file(path: str, expected: Attributes, found: Attributes) -> None:
-    """Raise :class:`SourceChanged` unless ``found`` has the size and time that were listed, and is a regular file."""
+    """Raise :class:`SourceChanged` unless ``found`` has the size and times that were listed, and is a regular file."""
     if not stat.S_ISREG(found.mode) or (found.size, found.mtime) != (expected.size, expected.mtime):
         raise changed(path, f"listed with {expected.size} bytes, now {found.size}")
+    if found.changed_ns != expected.changed_ns:
+        raise changed(path, "it was replaced, or touched, since it was listed")
 
 
 def changed(path: str, why: str) -> SourceChanged:

@@ -87,6 +87,11 @@ class Unit:
         """The eldest mtime (s, clock of the source)."""
         return min((item.attributes.mtime for item in self.items), default=0)
 
+    @property
+    def state(self) -> tuple[str, tuple[int, ...]]:
+        """What must be the same when it is looked at again in this run."""
+        return self.key(""), tuple(item.attributes.changed_ns for item in self.items)
+
     def key(self, place: str) -> str:
         """Identity of exactly these bytes at this place: host, name, and path, size and time of every file."""
         files = [[item.path, item.attributes.size, item.attributes.mtime] for item in self.items]
@@ -419,7 +424,7 @@ def settle(
                 continue
             seen, since = first_seen[name]
             unit = found[name]
-            if unit.key("") != seen.key(""):
+            if unit.state != seen.state:
                 first_seen[name] = (unit, now)
                 age[name] = -1.0
             elif now - since >= quiet or (age[name] >= 0 and age[name] + now - started >= quiet):

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from .._errors import DsmError, Refused
 from ._known_hosts import host_pattern
 from ._push import SftpWriter
-from ._reader import Due, LocalReader, Reader, SftpReader
+from ._reader import Due, LocalReader, Reader, SftpReader, attributes_of
 from ._sftp import Attributes, EndOfFile, ProtocolError, Sftp
 from ._ssh import Connection, Dialled, SshTarget, connect
 
@@ -152,8 +152,7 @@ class LocalSession:
     round_trip = 0.0
 
     def lstat(self, path: str) -> Attributes:
-        found = os.lstat(path)
-        return Attributes(found.st_size, found.st_mode, int(found.st_mtime))
+        return attributes_of(os.lstat(path))
 
     def listdir(self, path: str) -> list[tuple[str, Attributes]]:
         found = []

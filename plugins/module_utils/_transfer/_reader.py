@@ -189,9 +189,13 @@ class LocalReader:
         self._waiting.clear()
 
 
+def attributes_of(status: os.stat_result) -> Attributes:
+    """What is known of a file of this host."""
+    return Attributes(status.st_size, status.st_mode, int(status.st_mtime), status.st_ctime_ns)
+
+
 def _same(descriptor: int, path: str, expected: Attributes) -> None:
-    found = os.fstat(descriptor)
-    same_file(path, expected, Attributes(found.st_size, found.st_mode, int(found.st_mtime)))
+    same_file(path, expected, attributes_of(os.fstat(descriptor)))
 
 
 def unreadable(path: str) -> Refused:

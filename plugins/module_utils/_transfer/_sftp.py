@@ -69,11 +69,16 @@ class EndOfFile(Exception):
 
 
 class Attributes(t.NamedTuple):
-    """What SFTP tells of a file; times in seconds since the epoch, of the other side's clock."""
+    """What SFTP tells of a file; times in seconds since the epoch, of the other side's clock.
+
+    ``changed_ns``: when it last changed in any way (ctime, ns); 0 over SFTP, which does not tell. Nobody can set it, so
+    that another file of the same size and time shows. Not the inode: some mounts give a file another one at any time.
+    """
 
     size: int
     mode: int
     mtime: int
+    changed_ns: int = 0
 
 
 class Space(t.NamedTuple):

@@ -738,7 +738,7 @@ class _Run:
             if error.code not in TRANSIENT:
                 raise
             units = discover(self._connect(number, job.source), job.source, frozenset((job.unit.name,)))
-        if [unit.key("") for unit in units] != [job.unit.key("")]:
+        if [unit.state for unit in units] != [job.unit.state]:
             raise changed(job.unit.name, "the second look found something else")
 
     def _refuse_foreign(self, manifest: Manifest, data: str) -> None:

@@ -477,6 +477,25 @@ def test_the_bandwidth_cap_holds_for_all_workers_together(site: Site, small_rang
 # -- the source ----------------------------------------------------------------------------------------------------
 
 
+def test_f12_a_local_file_that_another_of_its_size_and_time_replaces_is_no_mixture_of_both(
+    site: Site, small_ranges: None
+) -> None:
+    path = big(site)
+    other = site.source.parent / "other"
+    other.write_bytes(random.Random(9).randbytes(path.stat().st_size))
+
+    def replaced(name: str) -> None:
+        if name == "range landed" and other.exists():
+            os.utime(other, (path.stat().st_mtime,) * 2)
+            other.replace(path)
+
+    with pytest.raises(DsmError) as caught:
+        site.run(replaced, sources=[{"path": f"{site.source}/*"}], workers=1)
+    assert [reason.code for reason in caught.value.reasons] == ["SOURCE_CHANGED"] and not site.published()
+    result = site.run(sources=[{"path": f"{site.source}/*"}])
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 @pytest.mark.parametrize("how", ["rewritten", "appended", "truncated", "replaced", "removed"])
 def test_f12_a_source_that_changes_while_it_is_read_is_never_published(
     site: Site, how: str, small_ranges: None

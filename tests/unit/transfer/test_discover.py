@@ -294,3 +294,17 @@ def test_an_empty_directory_is_no_part_of_a_backup(tmp_path: Path, layout: str) 
 def test_directories_without_any_file_are_no_backup_whatever_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "b" / "hollow").mkdir(parents=True)
     assert told(LocalSession(), f"{tmp_path}/b") == {f"{tmp_path}/b": ["EMPTY_DIRECTORY"]}
+
+
+def test_a_file_that_was_replaced_by_one_of_its_size_and_time_is_another(tmp_path: Path) -> None:
+    path, other = tmp_path / "b", tmp_path / "other"
+    for number, file in enumerate((path, other)):
+        file.write_bytes(b"%d" % number)
+        os.utime(file, (1, 1))
+    source = Source(LocalEndpoint(), str(path))
+    (before,) = discover(LocalSession(), source)
+    (again,) = discover(LocalSession(), source)
+    os.replace(other, path)
+    (after,) = discover(LocalSession(), source)
+    assert before.state == again.state != after.state
+    assert before.key("h") == after.key("h"), "what the store has published keeps its name"
