@@ -26,6 +26,24 @@ def test_utc_text_and_seconds_are_inverse(seconds: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (1.99, "1970-01-01T00:00:01Z"),
+        (-0.5, "1969-12-31T23:59:59Z"),
+        (-62135596800, "0001-01-01T00:00:00Z"),
+        (-62135596801, "0001-01-01T00:00:00Z"),
+        (float("-inf"), "0001-01-01T00:00:00Z"),
+        (253402300799.9, "9999-12-31T23:59:59Z"),
+        (253402300800, "9999-12-31T23:59:59Z"),
+        (10**400, "9999-12-31T23:59:59Z"),
+    ],
+)
+def test_a_time_that_no_calendar_holds_has_a_text(seconds: float, text: str) -> None:
+    assert utc_text(seconds) == text
+    assert utc_seconds(text) < float("inf")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",

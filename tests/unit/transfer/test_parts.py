@@ -151,6 +151,18 @@ def test_other_refusals(filler: Filler, tmp_path: Path) -> None:
     assert caught.value.code == "UNKNOWN_GENERATION"
 
 
+def test_a_file_where_the_bundles_belong_holds_none_and_is_in_the_way(filler: Filler) -> None:
+    (filler.path / "config").write_bytes(b"")
+    assert states(store_of(filler), True)[FINGERPRINT] == {"config": "missing", "secrets": "missing"}
+    assert all(not complete for complete, _codes in listed(filler, ["config"]))
+    assert verified(filler, ["config"]) == ["INCOMPLETE"]
+    with pytest.raises(DsmError) as caught:
+        escrow(filler, "config")
+    assert caught.value.code == "NOT_A_DIRECTORY" and f"{filler.path / 'config'} is no directory" in str(caught.value)
+    escrow(filler, "secrets")
+    assert states(store_of(filler), True)[FINGERPRINT]["secrets"] == "ok"
+
+
 @pytest.mark.parametrize("form", ["PEM", "DER"])
 def test_what_openssl_makes_is_taken(tmp_path: Path, form: str) -> None:
     key, certificate, out = tmp_path / "key", tmp_path / "crt", tmp_path / "out"

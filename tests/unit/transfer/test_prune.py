@@ -1147,6 +1147,24 @@ def test_a_wreck_that_nobody_recorded_is_as_old_as_its_directory(filler: Filler)
     assert item["verdict"] == "failed" and item["age"] == pytest.approx(2 * 3600, abs=2)
 
 
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("/nowhere"), lambda path: path.write_bytes(b"")])
+def test_f28_what_is_no_directory_of_a_backup_stops_nothing(filler: Filler, make: Callable[[Path], Any]) -> None:
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    stray = filler.backups / "00000000-20260101T000000Z"
+    make(stray)
+    error = refused(filler)
+    # What it is, a person must find out.
+    assert error.code == "REMOVE_FAILED" and [stray.name in one.message for one in error.reasons] == [True]
+    assert here(filler) == ["3", "4"] and error.details["removed"] == ids[:2] and os.path.lexists(stray)
+
+
+def test_f17_a_source_whose_clock_ran_before_the_calendar_removes_nothing_more(filler: Filler) -> None:
+    source = {"host": "l", "path": "p", "layout": "single", "key": "k", "hash": "none", "clock_skew": -(10**11)}
+    fill(filler, "ok", "ok", "ok", source=source)
+    made = run(filler, Policy(keep=1, max_age=1.0)).returns()
+    assert made["removed"] == [] and "0001-01-01T00:00:00Z" in made["frozen"]
+
+
 def test_a_pair_that_a_rehearsal_proved_counts_as_pinned(filler: Filler) -> None:
     ids = fill(filler, "ok", "ok", "ok", "ok", sealed=(SEALED,))
     filler.event("proved", SEALED.node, {"backup": ids[0]}, filler.start)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
@@ -14,6 +15,7 @@ import random
 import shutil
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -24,7 +26,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import c
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import digest
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _stage, _verify
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _stage, _structure, _verify
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import read_reads
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
@@ -240,6 +242,40 @@ def test_a_snapshot_lacks_a_component(filler: Filler) -> None:
     assert codes(run(filler)) == [["COMPONENT_MISSING"], ["TRUNCATED"]]
 
 
+def test_a_zip_that_nobody_here_can_open_is_ok_and_stops_nothing(filler: Filler) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as packed:
+        packed.writestr("dsm", b"rows")
+    locked = bytearray(out.getvalue())
+    locked[locked.index(b"PK\1\2") + 8] |= 1
+    for content in (bytes(locked), bytes(locked[:-30]), archive()):
+        filler.publish(files=(("old.zip", content),))
+    filler.close()
+    result = run(filler)
+    assert codes(result) == [[], ["TRUNCATED"], []] and result.verdicts[0].structure == "archive"
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_f28_a_disk_that_fails_while_the_structure_is_read(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """Everything was read once and was right, so nothing is known to be cut."""
+    bad = filler.publish("", files=tuple((f"{number}.tar.gz", archive()) for number in range(8)))
+    good = filler.publish("", files=(("backup.tar.gz", archive()),))
+    filler.close()
+    real = _structure._open
+
+    def opened(path: str, tick: Callable[[], None]) -> Any:
+        if bad in path:
+            raise _structure._unreadable(path, OSError(errno.EIO, os.strerror(errno.EIO)))
+        return real(path, tick)
+
+    monkeypatch.setattr(_structure, "_open", opened)
+    result = run(filler, turn=1, turns=turns)
+    assert codes(result) == [["UNREADABLE"], []] and [one.id for one in result.verdicts] == [bad, good]
+    assert result.verdicts[0].reasons[0].message.endswith(".tar.gz: Input/output error")
+
+
 # -- documents ---------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +303,33 @@ def test_f24_every_bad_manifest_fails(filler: Filler) -> None:
     assert codes(result) == [["EMPTY"], ["UNREADABLE"], ["NEWER_SCHEMA"], ["FOREIGN"], ["FOREIGN"], ["UNREADABLE"]]
     assert {verdict.verdict for verdict in result.verdicts} == {"failed"}
     assert "NO_BACKUP" in doubts(result)
+
+
+def test_what_is_no_directory_of_a_backup_fails_and_stops_nothing(filler: Filler) -> None:
+    first = filler.publish("", sealed=())
+    stray = f"00000002-{first[9:]}"
+    (filler.backups / stray).write_bytes(b"")
+    os.symlink("/nowhere", filler.backups / f"00000003-{first[9:]}")
+    filler.ids += [stray, "3"]
+    filler.publish("", sealed=())
+    filler.close()
+    result = run(filler)
+    assert codes(result) == [[], ["UNREADABLE"], []] and "Not a directory" in result.verdicts[1].reasons[0].message
+    assert codes(run(filler, ids=[stray])) == [["UNREADABLE"]]
+    assert [one["state"] for one in info(str(filler.path.parent), "", "")["backups"]] == [
+        "published", "failed", "incomplete", "published",
+    ]  # fmt: skip
+
+
+def test_a_file_of_before_the_calendar_is_late_like_any_other(filler: Filler) -> None:
+    filler.publish("", sealed=())
+    filler.close()
+    path = filler.backups / filler.ids[0] / "manifest.json"
+    (entry,) = json.loads(path.read_text())["files"]
+    resealed(path, files=[{**entry, "mtime": -(10**11)}])
+    result = run(filler, schedule=cron.parse("0 * * * *"))
+    assert codes(result) == [[]] and doubts(result) == ["LATE"]
+    assert "0001-01-01T00:00:00Z" in result.reasons[0].message
 
 
 def test_f25_data_and_manifest_with_recomputed_sums_contradict_the_ledger(filler: Filler) -> None:
