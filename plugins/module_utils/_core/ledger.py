@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import Any, Container, Iterable, Mapping, Sequence
+from typing import Any, Callable, Container, Iterable, Mapping, NamedTuple, Sequence
 
 from .manifest import Sealed
 from .openability import Copy, classify
@@ -74,6 +74,122 @@ _UNDONE_BY = {
 _SEEN_BY_SLICES = frozenset(
     ("CORRUPT", "EXTRA_FILE", "MISSING_FILE", "NOT_A_FILE", "TAMPERED", "UNREADABLE", "WRONG_SIZE")
 )
+
+
+class _Form(NamedTuple):
+    """What a value in the data of an event must be: a check, and in words."""
+
+    fits: Callable[[Any], bool]
+    told: str
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_texts(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or (_is_number(value) and value >= 0)
+
+
+def _is_time(value: Any) -> bool:
+    """A UTC time; templates make an empty text of one that is not known."""
+    if value is None or value == "":
+        return True
+    try:
+        utc_seconds(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_verdict(value: Any) -> bool:
+    return value in ("ok", "failed")
+
+
+def _is_members(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(item, dict) and bool(item.get("name")) and _fits(item, _MEMBER) for item in value)
+    )
+
+
+def _is_sealed_for(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(item, dict) and bool(item.get("node")) and _fits(item, _SEALED) for item in value)
+    )
+
+
+def _fits(value: Mapping[str, Any], forms: Mapping[str, _Form]) -> bool:
+    return all(form.fits(value[name]) for name, form in forms.items() if name in value)
+
+
+_TEXT = _Form(_is_text, "text (numbers in quotes)")
+_TEXTS = _Form(_is_texts, "a list of texts")
+_COUNT = _Form(_is_count, "a whole number, 0 or more")
+_TIME = _Form(_is_time, "a UTC time like 2026-11-22T00:53:00Z")
+_PLACE = {"addresses": _TEXTS, "host_id": _TEXT}
+_MEMBER = {"name": _TEXT, **_PLACE}
+_SEALED = {
+    "node": _TEXT,
+    "platform_id": _TEXT,
+    "version": _TEXT,
+    "joined_at": _TIME,
+    "member": _Form(lambda value: isinstance(value, bool), "true or false"),
+}
+#: kind -> what its data has to say; without that the event says nothing
+_NEEDED = {
+    "observed_members": ("members", "fingerprint"),
+    "restored": ("fingerprint", "backup"),
+    "proved": ("backup",),
+    "fenced": ("fingerprint",),
+    "accepted": ("fingerprint",),
+}
+#: kind -> what the fold reads of its data
+_FORMS: dict[str, dict[str, _Form]] = {
+    "observed_members": {
+        "members": _Form(
+            _is_members, "a list of objects with a name and a host_id (text) and addresses (a list of texts)"
+        ),
+        "fingerprint": _TEXT,
+        "version": _TEXT,
+    },
+    "joined": {**_PLACE, "joined_at": _TIME, "platform_id": _TEXT, "version": _TEXT},
+    "expanded": {**_PLACE, "joined_at": _TIME},
+    "restored": {**_PLACE, "fingerprint": _TEXT, "backup": _TEXT},
+    "proved": {"backup": _TEXT},
+    "fenced": {"fingerprint": _TEXT},
+    "accepted": {"fingerprint": _TEXT},
+    "shipped": {
+        "fingerprint": _TEXT,
+        "digest": _TEXT,
+        "bytes": _COUNT,
+        "snapshot_started": _TIME,
+        "oldest_mtime": _Form(_is_number, "a whole number (s since 1970)"),
+        "sealed_for": _Form(
+            _is_sealed_for,
+            "a list of objects with node, platform_id and version (text), joined_at (a UTC time like "
+            "2026-11-22T00:53:00Z) and member (true or false)",
+        ),
+    },
+    "verified": {
+        "verdict": _Form(_is_verdict, "ok or failed"),
+        "codes": _TEXTS,
+        "digest": _TEXT,
+        "slice": _COUNT,
+        "slices": _COUNT,
+    },
+    "pruned": {"verdict": _TEXT, "key": _TEXT},
+    "no_room": {"newer": _TEXTS, "bytes": _COUNT},
+}
 _EVENT = {
     "sequence": int,
     "time": str,
@@ -144,30 +260,57 @@ def make(head: Event | None, *, time: str, run_id: str, kind: str, subject: str,
 
 
 def kind_problems(kind: str, subject: str, data: Mapping[str, Any]) -> list[Problem]:
-    """What makes an event useless to the fold: unknown kind, no subject, data without what its kind needs."""
+    """What makes an event useless to the fold: unknown kind, no subject, data without what its kind needs, or with
+    something else than it has to be."""
     problems = []
     if kind not in KINDS:
         problems.append(Problem("WRONG_VALUE", f"kind {kind!r} is unknown; kinds are {', '.join(KINDS)}"))
     if not subject:
         problems.append(Problem("WRONG_VALUE", "subject is empty: name the node, backup or cluster that it is about"))
-    needed = {
-        "observed_members": ("members", "fingerprint"),
-        "restored": ("fingerprint", "backup"),
-        "proved": ("backup",),
-        "fenced": ("fingerprint",),
-        "accepted": ("fingerprint",),
-    }.get(kind, ())
     problems.extend(
-        Problem("WRONG_VALUE", f"an event {kind} needs data.{name}") for name in needed if not data.get(name)
+        Problem("WRONG_VALUE", f"an event {kind} needs data.{name}")
+        for name in _NEEDED.get(kind, ())
+        if not data.get(name)
     )
     if kind == "restored" and not isinstance(data.get("drill"), bool):
         problems.append(Problem("WRONG_VALUE", "data.drill of an event restored is true (drill) or false (disaster)"))
-    members = data.get("members", [])
-    if kind == "observed_members" and not (
-        isinstance(members, list) and all(isinstance(item, dict) and item.get("name") for item in members)
-    ):
-        problems.append(Problem("WRONG_VALUE", "data.members must be a list of objects with a name"))
+    problems.extend(
+        Problem("WRONG_VALUE", f"data.{name} of an event {kind} must be {_FORMS[kind][name].told}")
+        for name in _misfits(kind, data)
+    )
     return problems
+
+
+def _misfits(kind: str, data: Mapping[str, Any]) -> list[str]:
+    """The keys of data that have something else than they have to."""
+    return [name for name, form in _FORMS.get(kind, {}).items() if name in data and not form.fits(data[name])]
+
+
+def understood(event: Event) -> Event | None:
+    """What counts of an event, whoever recorded it: what is not as it has to be was never said.
+
+    None if that leaves nothing. Of a good verdict every part has to be understood.
+    """
+    misfits = _misfits(event.kind, event.data)
+    if misfits:
+        if event.kind == "verified" and event.data.get("verdict") == "ok":
+            return None
+        data = {name: value for name, value in event.data.items() if name not in misfits}
+        if "sealed_for" in misfits:
+            data["sealed_for"] = _sealed_for_some(event.data["sealed_for"])
+        event = replace(event, data=data)
+    if event.kind in _NEEDED and kind_problems(event.kind, event.subject, event.data):
+        return None
+    return event
+
+
+def _sealed_for_some(value: Any) -> list[dict[str, Any]]:
+    """The nodes that can be told; a doubt about one of them must not hide that it may open the backup."""
+    return [
+        {name: item[name] for name, form in _SEALED.items() if name in item and form.fits(item[name])}
+        for item in (value if isinstance(value, list) else ())
+        if isinstance(item, dict) and isinstance(item.get("node"), str) and item["node"]
+    ]
 
 
 def read(data: bytes, known: int = 0) -> Chain:
@@ -262,7 +405,7 @@ def fold(events: Iterable[Event]) -> Folded:
     #: fingerprint of the generation that the first observation or the last recovery made the one that serves
     serving: str | None = None
     removed_here: set[str] = set()
-    for event in events:
+    for event in filter(None, map(understood, events)):
         data = dict(event.data)
         stamped = dict(data, sequence=event.sequence, recorded_at=event.time, run_id=event.run_id)
         elsewhere = ORIGIN in data
@@ -353,7 +496,9 @@ def verdicts(events: Iterable[Event]) -> dict[str, str]:
         if event.kind == "shipped":
             told.forget(event.subject)
         elif event.kind == "verified":
-            found[event.subject] = told.change(event).get("verdict", found.get(event.subject, ""))
+            verified = understood(event)
+            if verified is not None:
+                found[event.subject] = told.change(verified).get("verdict", found.get(event.subject, ""))
     return {subject: verdict for subject, verdict in found.items() if verdict}
 
 
@@ -406,8 +551,8 @@ def passed_over(events: Iterable[Event], here: Container[str]) -> set[str]:
     """
     return {
         event.subject
-        for event in events
-        if event.kind == "no_room" and any(key in here for key in event.data.get("newer", ()))
+        for event in filter(None, map(understood, (event for event in events if event.kind == "no_room")))
+        if any(key in here for key in event.data.get("newer") or ())
     }
 
 
@@ -418,7 +563,7 @@ def wanted_room(events: Sequence[Event]) -> int:
             return 0
         if event.kind == "no_room" and not event.data.get("newer"):
             wanted = event.data.get("bytes")
-            return wanted if isinstance(wanted, int) else 0
+            return wanted if wanted is not None and _is_count(wanted) else 0
     return 0
 
 
@@ -453,12 +598,12 @@ def copy_of_record(backup_id: str, backup: Mapping[str, Any]) -> Copy:
             node=item.get("node", ""),
             platform_id=item.get("platform_id") or "",
             version=item.get("version") or "",
-            joined_at=item.get("joined_at"),
+            joined_at=item.get("joined_at") or None,
             member=bool(item.get("member")),
         )
         for item in backup.get("sealed_for") or []
     )
-    return Copy(backup_id, backup.get("snapshot_started"), backup.get("oldest_mtime"), sealed_for)
+    return Copy(backup_id, backup.get("snapshot_started") or None, backup.get("oldest_mtime"), sealed_for)
 
 
 def _golden(backups: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

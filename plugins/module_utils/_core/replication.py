@@ -169,7 +169,7 @@ def taken_over(mine: Iterable[ledger.Event], theirs: Iterable[ledger.Event]) -> 
     """
     known = {name for event in mine for name in (event.hash, _origin(event)["hash"])}
     taken = []
-    for event in theirs:
+    for event in filter(None, map(ledger.understood, theirs)):
         origin = _origin(event)
         if event.kind not in OF_COPIES and origin["hash"] not in known:
             known.add(origin["hash"])

@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import ledger
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import ledger, replication
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.openability import classify
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import Invalid, canonical, digest
 
 NOW = "2026-11-22T00:53:00Z"
@@ -26,6 +29,14 @@ def chain(*events: tuple[str, str, dict[str, Any]], run_id: str = "run-1") -> li
         head = made[-1] if made else None
         made.append(ledger.make(head, time=NOW, run_id=run_id, kind=kind, subject=subject, data=data))
     return made
+
+
+def as_read(*events: tuple[str, str, Any]) -> list[ledger.Event]:
+    """Events as an older release recorded them: it did not ask what they say."""
+    return [
+        ledger.Event(number, NOW, "run-1", kind, subject, data, "", f"{number:064x}")
+        for number, (kind, subject, data) in enumerate(events, 1)
+    ]
 
 
 def lines(events: list[ledger.Event]) -> bytes:
@@ -54,7 +65,9 @@ json_values = st.recursive(
 )
 plain_kinds = st.sampled_from(["joined", "removed", "backup_started", "verified", "set_aside", "expanded"])
 histories = st.lists(
-    st.tuples(plain_kinds, st.text(min_size=1), st.dictionaries(st.text(), json_values, max_size=3)),
+    st.tuples(plain_kinds, st.text(min_size=1), st.dictionaries(st.text(), json_values, max_size=3)).filter(
+        lambda event: not ledger.kind_problems(*event)
+    ),
     min_size=1,
     max_size=8,
 )
@@ -456,6 +469,139 @@ def test_who_was_removed_and_serves_again_without_a_join_is_not_out() -> None:
     assert out(REMOVED, RECOVERY, REMOVED) and out(REMOVED, elsewhere(RECOVERY))
     assert not out(elsewhere(REMOVED), elsewhere(RECOVERY))
     assert names(REMOVED, RECOVERY, elsewhere(saw("dr1", fingerprint=RECOVERED))) == ["dr1"]
+
+
+def sealed(**changes: Any) -> dict[str, Any]:
+    return {"sealed_for": [{**SEALED, **changes}]}
+
+
+#: Each was accepted once, and then nothing could be done with the store any more.
+MALFORMED: list[tuple[str, dict[str, Any], str]] = [
+    ("shipped", sealed(joined_at="2026-11-21"), "sealed_for"),
+    ("shipped", sealed(node=1), "sealed_for"),
+    ("shipped", sealed(node=""), "sealed_for"),
+    ("shipped", sealed(version=5.4), "sealed_for"),
+    ("shipped", sealed(member="yes"), "sealed_for"),
+    ("shipped", {"sealed_for": ["dr1"]}, "sealed_for"),
+    ("shipped", {"sealed_for": {"node": "dr1"}}, "sealed_for"),
+    ("shipped", {"snapshot_started": "2026-11-21 01:00"}, "snapshot_started"),
+    ("shipped", {"oldest_mtime": "1"}, "oldest_mtime"),
+    ("shipped", {"oldest_mtime": True}, "oldest_mtime"),
+    ("shipped", {"bytes": -1}, "bytes"),
+    ("shipped", {"digest": ["d"]}, "digest"),
+    ("verified", {"verdict": "failed", "codes": 5}, "codes"),
+    ("verified", {"verdict": "failed", "codes": [{"code": "CORRUPT"}]}, "codes"),
+    ("verified", {"verdict": "OK"}, "verdict"),
+    ("verified", {"verdict": None}, "verdict"),
+    ("verified", {"verdict": {"a": 1}}, "verdict"),
+    ("verified", {"verdict": "ok", "partial": True, "slice": 1.5, "slices": 2}, "slice"),
+    ("no_room", {"newer": 5}, "newer"),
+    ("no_room", {"newer": [["a"]]}, "newer"),
+    ("no_room", {"bytes": -5}, "bytes"),
+    ("no_room", {"bytes": "many"}, "bytes"),
+    ("joined", {"addresses": 5}, "addresses"),
+    ("joined", {"addresses": "192.0.2.9"}, "addresses"),
+    ("joined", {"joined_at": "2026-11-21"}, "joined_at"),
+    ("joined", {"joined_at": 5}, "joined_at"),
+    ("joined", {"platform_id": 12345}, "platform_id"),
+    ("expanded", {"host_id": 5}, "host_id"),
+    ("observed_members", {"members": [{"name": ["a"]}], "fingerprint": "f"}, "members"),
+    ("observed_members", {"members": [{"name": "a", "addresses": 5}], "fingerprint": "f"}, "members"),
+    ("observed_members", {"members": MEMBERS, "fingerprint": ["f"]}, "fingerprint"),
+    ("restored", {"backup": "b", "fingerprint": ["f"], "drill": False}, "fingerprint"),
+    ("proved", {"backup": ["x"]}, "backup"),
+    ("fenced", {"fingerprint": 5}, "fingerprint"),
+    ("pruned", {"key": 5}, "key"),
+]
+
+
+@pytest.mark.parametrize(("kind", "data", "key"), MALFORMED)
+def test_what_has_not_its_form_is_not_recorded_and_never_counts(kind: str, data: dict[str, Any], key: str) -> None:
+    (problem,) = ledger.kind_problems(kind, "x", data)
+    assert problem.code == "WRONG_VALUE" and problem.message.startswith(f"data.{key} of an event {kind} must be ")
+    _kind, _name, right = shipped(1)
+    before = as_read(observed(), ("shipped", "x", right), ("verified", "x", {"verdict": "ok"}))
+    (event,) = as_read((kind, "x", data if kind != "shipped" else {**right, **data}))
+    events = [*before, replace(event, sequence=4)]
+    folded = ledger.fold(events)
+    assert folded.production_fingerprint == PRODUCTION and not folded.proved
+    assert {"dc1-n1", "dc2-n1", "dc3-n1"} <= {item["name"] for item in folded.members}
+    assert not any(item["fenced"] for item in folded.generations)
+    assert ledger.verdicts(events).get("x") in ("ok", "failed", None)
+    assert ledger.passed_over(events, {"a", "x"}) == set() and ledger.wanted_room(events) == 0
+
+
+def test_what_is_not_known_is_no_mistake() -> None:
+    for kind, data in (
+        ("joined", {"joined_at": "", "addresses": None, "host_id": None, "platform_id": "", "version": None}),
+        ("shipped", sealed(joined_at=None) | {"snapshot_started": None, "oldest_mtime": -5}),
+        ("no_room", {"newer": None, "bytes": None}),
+        ("pruned", {"verdict": "unverified"}),
+    ):
+        assert ledger.kind_problems(kind, "x", data) == []
+        ledger.fold(chain((kind, "x", data)))
+    assert ledger.passed_over(chain(("no_room", "x", {"newer": None})), {"a"}) == set()
+
+
+def test_a_malformed_verdict_is_never_good_news() -> None:
+    def verdict(*found: dict[str, Any]) -> str:
+        events = as_read(shipped(1), *(("verified", shipped(1)[1], data) for data in found))
+        told = str(ledger.fold(events).backups[shipped(1)[1]]["verdict"])
+        assert ledger.verdicts(events).get(shipped(1)[1], "unverified") == told
+        return told
+
+    ok = {"verdict": "ok"}
+    assert verdict({**ok, "codes": 5}) == verdict({**ok, "digest": 5}) == "unverified"
+    assert verdict(ok, {"verdict": "OK"}) == verdict(ok, {"verdict": "failed", "codes": 5}) == "failed"
+    # What failed for a reason that nobody understands is not lifted by slices.
+    slices = [{**ok, "partial": True, "slice": number, "slices": 2} for number in (1, 2)]
+    assert verdict({"verdict": "failed", "codes": [{}]}, *slices) == "failed"
+    assert verdict({"verdict": "failed", "codes": ["CORRUPT"]}, *slices) == "ok"
+    for doubt in ({"slice": "2"}, {"slice": True}, {"slices": [1, 2]}, {"slices": -2}):
+        assert verdict(slices[0], {**slices[1], **doubt}) == "unverified"
+
+
+def test_a_doubtful_record_of_who_can_open_a_backup_leaves_a_doubt() -> None:
+    """Neither golden for what is not understood, nor forgotten as something that nobody can open."""
+    name = shipped(1)[1]
+    for doubt, kind in (("joined_at", "presumed"), ("platform_id", "presumed"), ("member", "presumed")):
+        folded = ledger.fold(as_read(shipped(1, **sealed(**{doubt: 5}))))
+        copy = ledger.copy_of_record(name, folded.backups[name])
+        assert folded.golden == [] and classify(copy, "dr1").kind == kind
+    folded = ledger.fold(as_read(shipped(1, sealed_for=["dr2", SEALED, {"node": None}])))
+    assert [pair["node"] for pair in folded.golden] == ["dr1"]
+    assert ledger.fold(as_read(shipped(1, snapshot_started="soon"))).golden == []
+    assert ledger.fold(as_read(shipped(1, snapshot_started=""), shipped(2, **sealed(joined_at="")))).golden == []
+
+
+known_keys = st.sampled_from(
+    sorted({key for forms in ledger._FORMS.values() for key in forms} | {"drill", "partial", "out", ledger.ORIGIN})
+)
+plausible = st.sampled_from(
+    [NOW, "ok", "failed", PRODUCTION, 1, [SEALED], MEMBERS, ["a"], {"name": "a"}, [{"node": "a"}]]
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(ledger.KINDS),
+            st.sampled_from("ab"),
+            st.dictionaries(known_keys, json_values | plausible, max_size=6),
+        ),
+        max_size=8,
+    )
+)
+def test_no_event_that_was_ever_recorded_makes_the_ledger_useless(history: list[tuple[str, str, Any]]) -> None:
+    events = as_read(*history)
+    json.dumps(ledger.fold(events).as_dict())
+    ledger.verdicts(events)
+    ledger.passed_over(events, {"a"})
+    assert ledger.wanted_room(events) >= 0
+    taken = replication.taken_over([], events)
+    assert not [event for event in taken if ledger.kind_problems(*event)]
+    assert ledger.fold(chain(*taken)).members == ledger.fold(as_read(*taken)).members
 
 
 @given(histories)

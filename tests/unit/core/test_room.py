@@ -68,7 +68,6 @@ def test_what_was_left_for_something_newer_stays_away_once_that_came() -> None:
         ([CAME, WAITS], 70),
         ([LEFT], 0),
         ([WAITS, ("no_room", "newest", {"bytes": 90, "newer": []})], 90),
-        ([("no_room", "newest", {"bytes": "many"})], 0),
     ],
 )
 def test_room_is_wanted_until_something_came(said: list[tuple[str, str, dict[str, object]]], bytes_: int) -> None:

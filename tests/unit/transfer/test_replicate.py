@@ -22,6 +22,7 @@ from many_backups import CLUSTER, FINGERPRINT, SEALED, Filler, golden
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, ledger, replication
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.notes import Saying
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import digest
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pull, _replicate, _store, _verify
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint
@@ -723,6 +724,34 @@ def test_a_copy_that_cannot_be_recorded_is_here_nevertheless(
             stores.run()
     stores.run()
     assert set(stores.folded().backups) == {*ids} and "failed" not in stores.verdicts().values()
+
+
+def test_events_of_an_older_release_that_say_nonsense_stop_nobody(stores: Stores, quick: None) -> None:
+    ids = stores.fill("ok", "ok", sealed=(SEALED,))
+    path = stores.first / CLUSTER / "ledger.jsonl"
+    for kind, subject, data in (
+        ("verified", ids[0], {"verdict": "failed", "codes": 5}),
+        ("shipped", ids[0][:-1], {"sealed_for": ["dr1"]}),
+        ("pruned", ids[0][:-1], {"verdict": 5}),
+        ("no_room", "key", {"newer": 5}),
+        ("joined", "dr1", {"addresses": 5, "version": "5.4"}),
+        ("observed_members", CLUSTER, {"members": [{"name": ["a"]}], "fingerprint": "f"}),
+        ("restored", "dr1", {"fingerprint": FINGERPRINT, "backup": ids[0], "drill": "no"}),
+    ):
+        head = ledger.read(path.read_bytes()).head
+        assert head is not None
+        fields = {**head.as_dict(), "sequence": head.sequence + 1, "previous": head.hash}
+        fields.update(kind=kind, subject=subject, data=data)
+        del fields["hash"]
+        with path.open("ab") as file:
+            file.write(ledger.Event(hash=digest(fields), **fields).line())
+    assert stores.verdicts("first") == {ids[0]: "failed", ids[1]: "ok"}
+    assert prune(stores.store("first"), PruneRequest(Policy(keep=1), need=0), False).removed == []
+    verify(stores.store("first"), VerifyRequest(run_id="v"))
+    # Of what is taken over only that counts that can be recorded.
+    assert stores.run().events == 1
+    assert stores.folded().joins["dr1"]["version"] == "5.4" and "addresses" not in stores.folded().joins["dr1"]
+    assert not stores.run().changed and stores.run().events == 0
 
 
 def test_it_waits_for_whoever_works_on_the_store(stores: Stores) -> None:
