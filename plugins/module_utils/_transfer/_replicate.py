@@ -202,7 +202,7 @@ class _Run:
                 self._guarded(store, store.finish_exchanges)
                 self._guarded(store, store.take_back)
                 self._decide(look, store, met)
-                self._record_published(store)
+                self._record_published(store, met)
                 self._take_over_events(store, met)
                 self._take_parts(look, store)
             for step in self.steps:
@@ -368,11 +368,20 @@ class _Run:
         self.result.after = {"missing": [], "bad": [], "parts": [], "events": 0, "generations": _known(store)}
         self.result.sites = sites(store, keep(store, _folded(store), store.entries()), time.time())
 
-    def _record_published(self, store: ClusterStore) -> None:
-        """What a run published and died before recording it is recorded now; nobody verified it."""
+    def _record_published(self, store: ClusterStore, met: _Met) -> None:
+        """What a run published and died before recording it is recorded now; nobody verified it.
+
+        It was brought if the event that it was published after is one of the other ledger.
+        """
+        there = {event.hash for event in met.events}
         unknown = [name for name, mine in self.here.items() if mine.state == "good" and name not in self.recorded]
         entries = [] if self.broken_ledger else [store.entry(name) for name in sorted(unknown)]
-        records = [("shipped", entry.id, shipped_data(entry.manifest)) for entry in entries if entry.manifest]
+        records = []
+        for entry in entries:
+            if entry.manifest is not None:
+                brought = entry.manifest.ledger["hash"] in there
+                came = {replication.COPIED_FROM: self.request.other.name} if brought else {}
+                records.append(("shipped", entry.id, {**shipped_data(entry.manifest), **came}))
         store.ledger.append_all(self.request.run_id, records)
 
     # -- events and bundles -----------------------------------------------------------------------------------------

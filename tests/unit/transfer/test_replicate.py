@@ -428,6 +428,22 @@ def test_a_ledger_that_lost_events_is_found_whatever_came_since(stores: Stores, 
     assert caught.value.code == "LEDGER_ROLLED_BACK"
 
 
+def test_a_copy_that_was_brought_and_recorded_late_is_known_to_be_brought(stores: Stores, quick: None) -> None:
+    stores.fill_anchored(2, sealed=())
+
+    def at(step: str) -> None:
+        if step == "published":
+            raise Killed
+
+    for _backup in range(2):
+        with pytest.raises(Killed):
+            stores.run(checkpoint=at)
+        (stores.second / CLUSTER / "lock").unlink(missing_ok=True)
+    stores.run()
+    (stores.second / CLUSTER / "other.jsonl").unlink()
+    assert len(stores.folded().backups) == 2 and not verify(stores.store(), VerifyRequest()).reasons
+
+
 def test_a_new_generation_comes_with_the_first_store(stores: Stores, quick: None) -> None:
     (old,) = stores.fill("ok", sealed=())
     stores.run()
