@@ -85,6 +85,18 @@ class Stores:
         store = str(self.second if here == "second" else self.first)
         return replicate(ReplicateRequest(store, Site(LocalEndpoint(), str(there), "elsewhere"), **chosen), check)
 
+    def killed_at(self, step: str) -> None:
+        """A run dies when it has done this."""
+
+        def at(done: str) -> None:
+            if done == step:
+                raise Killed
+
+        with pytest.raises(Killed):
+            self.run(checkpoint=at)
+        # A dead process has no lease.
+        (self.second / CLUSTER / "lock").unlink(missing_ok=True)
+
     def refused(self, **request: Any) -> DsmError:
         with pytest.raises(DsmError) as caught:
             self.run(**request)
@@ -431,14 +443,8 @@ def test_a_ledger_that_lost_events_is_found_whatever_came_since(stores: Stores, 
 def test_a_copy_that_was_brought_and_recorded_late_is_known_to_be_brought(stores: Stores, quick: None) -> None:
     stores.fill_anchored(2, sealed=())
 
-    def at(step: str) -> None:
-        if step == "published":
-            raise Killed
-
     for _backup in range(2):
-        with pytest.raises(Killed):
-            stores.run(checkpoint=at)
-        (stores.second / CLUSTER / "lock").unlink(missing_ok=True)
+        stores.killed_at("published")
     stores.run()
     (stores.second / CLUSTER / "other.jsonl").unlink()
     assert len(stores.folded().backups) == 2 and not verify(stores.store(), VerifyRequest()).reasons
@@ -684,13 +690,7 @@ def test_a_run_that_a_half_done_exchange_cannot_be_mended_for_does_the_rest(
     stores.run()
     stores.damage(first)
 
-    def at(step: str) -> None:
-        if step == "good data moved":
-            raise Killed
-
-    with pytest.raises(Killed):
-        stores.run(checkpoint=at)
-    (stores.second / CLUSTER / "lock").unlink(missing_ok=True)
+    stores.killed_at("good data moved")
     (new,) = stores.fill("ok", sealed=())
     bad = Path(stores.store().backups_path) / first / "bad" / "data"
     rename = os.rename
@@ -838,13 +838,7 @@ def test_a_pinned_copy_whose_repair_was_killed_is_no_unfinished_removal(stores: 
     # it fails again; the run that repairs it dies
     stores.damage(first)
 
-    def at(step: str) -> None:
-        if step == "bad data aside":
-            raise Killed
-
-    with pytest.raises(Killed):
-        stores.run(checkpoint=at)
-    (stores.second / stores.filler.cluster_id / "lock").unlink(missing_ok=True)
+    stores.killed_at("bad data aside")
     done = prune(stores.store(), PruneRequest(Policy(keep=1), need=0, run_id="p2"), False)
     assert (done.removed, done.cleared) == ([], [])
     assert os.path.isdir(os.path.join(stores.store().backups_path, first))
@@ -856,13 +850,7 @@ def test_a_golden_copy_whose_repair_was_killed_stays_golden(stores: Stores, quic
     stores.run()
     stores.damage(gold)
 
-    def at(step: str) -> None:
-        if step == "good data moved":
-            raise Killed
-
-    with pytest.raises(Killed):
-        stores.run(checkpoint=at)
-    (stores.second / stores.filler.cluster_id / "lock").unlink(missing_ok=True)
+    stores.killed_at("good data moved")
     # Room is missing for the next one: failed copies go first.
     free = stores.store().free()[0]
     with pytest.MonkeyPatch.context() as patch:
