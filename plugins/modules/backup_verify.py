@@ -131,7 +131,8 @@ verdicts:
       description:
         - What could be checked of its structure, V(archive), V(snapshot), V(archive+snapshot) or V(unknown).
         - Of a zip that is the list at its end and those members that can be opened here, not those that are encrypted
-          or packed by another method than deflate. An archive that takes too much memory to look into is V(unknown).
+          or packed by another method than deflate. An archive that takes too much memory to look into, or a
+          later reader, is V(unknown).
       type: str
     provenance:
       description: How it is known whose it is, V(by_source), V(by_template) or V(proved_by_restore).

@@ -54,8 +54,8 @@ def no_tick() -> None:
     """For callers that need no sign of life."""
 
 
-class _TooCostly(Exception):
-    """To look into this would take more memory than a store can be expected to have."""
+class _NotForUs(Exception):
+    """This cannot be looked into here: it takes more memory than a store can be expected to have, or a later reader."""
 
 
 def _unreadable(path: str, error: OSError) -> Unreadable:
@@ -76,7 +76,7 @@ class _File(io.BufferedReader):
             if count and count > _LONGEST_READ:
                 if count > os.fstat(self.fileno()).st_size:
                     raise EOFError("it says that it has more than there is")
-                raise _TooCostly
+                raise _NotForUs
             self._tick()
             return super().read(count)
         except OSError as error:
@@ -111,8 +111,8 @@ def check(directory: str, paths: t.Iterable[str], tick: Tick = no_tick) -> tuple
 
 
 def check_file(path: str, tick: Tick = no_tick) -> tuple[str, str]:
-    """The format of one file ('' if it is none that says when it is complete, or one that takes too much memory to look
-    into) and what is wrong ('' if nothing). Raises :class:`Unreadable` where the disk fails."""
+    """The format of one file ('' if it is none that says when it is complete, or one that cannot be looked into
+    here) and what is wrong ('' if nothing). Raises :class:`Unreadable` where the disk fails."""
     with _open(path, tick) as file:
         kind = _kind(file.read(512))
         if not kind:
@@ -122,7 +122,7 @@ def check_file(path: str, tick: Tick = no_tick) -> tuple[str, str]:
             return kind, _content(kind, file)
         except DsmError:
             raise
-        except _TooCostly:
+        except _NotForUs:
             return "", ""
         except OSError as error:
             # Readers of archives give theirs no number, and a zip can ask them to seek to nowhere.
@@ -190,7 +190,7 @@ class _Xz(io.RawIOBase):
             except lzma.LZMAError as error:
                 # Nothing else tells it from damage.
                 if "limit" in str(error):
-                    raise _TooCostly from None
+                    raise _NotForUs from None
                 raise
         buffer[: len(data)] = data
         return len(data)
@@ -217,8 +217,7 @@ def _zip(file: _File) -> str:
                     except zipfile.BadZipFile:
                         return f"member {member.filename} is damaged"
     except NotImplementedError:
-        # Made for a later reader than ours.
-        return ""
+        raise _NotForUs from None
     return ""
 
 

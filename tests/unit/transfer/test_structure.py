@@ -163,7 +163,9 @@ LATER = with_byte_in_list(two_members(), 6, 99)
 def test_what_cannot_be_opened_here_is_no_proof_of_damage(name: str, tmp_path: Path) -> None:
     data = LOCKED.get(name, LATER)
     (tmp_path / "a.zip").write_bytes(data)
-    assert _structure.check(str(tmp_path), ["a.zip"]) == ("archive", [])
+    # Not even the list of the last one can be read, so nothing of it was checked.
+    checked = "archive" if name in LOCKED else "unknown"
+    assert _structure.check(str(tmp_path), ["a.zip"]) == (checked, [])
     (tmp_path / "a.zip").write_bytes(data[:-30])
     assert [one.code for one in _structure.check(str(tmp_path), ["a.zip"])[1]] == ["TRUNCATED"]
 
