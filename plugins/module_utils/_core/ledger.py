@@ -318,9 +318,15 @@ def read(data: bytes, known: int = 0) -> Chain:
 
     The first ``known`` bytes are whole lines that were found right before, and are not checked again.
     """
-    events: list[Event] = [Event(**value) for value in json.loads(b"[%s]" % data[:known].rstrip().replace(b"\n", b","))]
+    whole = data[:known].rstrip().replace(b"\n", b",")
+    return read_on([Event(**value) for value in json.loads(b"[%s]" % whole)], data[known:])
+
+
+def read_on(before: Sequence[Event], data: bytes) -> Chain:
+    """Like :func:`read`, of the bytes that follow the lines of the events ``before``."""
+    events = list(before)
     problems: list[Problem] = []
-    complete, _newline, torn = data[known:].rpartition(b"\n")
+    complete, _newline, torn = data.rpartition(b"\n")
     lines = complete.split(b"\n") if complete or _newline else []
     previous = events[-1].hash if events else GENESIS
     for number, line in enumerate(lines, len(events) + 1):

@@ -593,46 +593,68 @@ class Lease:
                 os.unlink(self._path)
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What this process knows of a ledger file: how the file was when it was read, its events, how many lines there
+    are, and the length and hash state of those that are right."""
+
+    file: tuple[int, ...]
+    chain: ledger.Chain
+    lines: int
+    right: int
+    sha256: t.Any
+
+
 class LedgerFile:
-    """``ledger.jsonl`` on disk."""
+    """``ledger.jsonl`` on disk. What was read once is read again only where the file is another than it was."""
 
     def __init__(self, path: str, index: catalogue.Index = catalogue.NO_INDEX) -> None:
         self.path = path
         self.index = index
+        self._last: _Read | None = None
 
     def chain(self) -> ledger.Chain:
         """All events; an absent file has none."""
-        try:
-            data = read_bytes(self.path)
-        except FileNotFoundError:
-            return ledger.Chain((), (), 0)
-        return self._read(data)
-
-    def _read(self, data: bytes) -> ledger.Chain:
-        """All events in these bytes; as far as the index knows them they are not checked again."""
-        known = self.index.ledger_bytes
-        whole = 0 < known <= len(data) and data[known - 1 : known] == b"\n"
-        if not whole or hashlib.sha256(data[:known]).hexdigest() != self.index.ledger_sha256:
-            known = 0
-        return ledger.read(data, known)
+        found = self._read()
+        return ledger.Chain((), (), 0) if found is None else found.chain
 
     def accepted(self) -> tuple[int, str]:
         """Length and SHA-256 of the ledger if all of it is right; nothing of a broken one."""
-        try:
-            data = read_bytes(self.path)
-        except FileNotFoundError:
-            return 0, ""
-        # Of the same bytes: somebody may be writing.
-        chain = self._read(data)
-        whole = data[: len(data) - chain.torn]
-        return (0, "") if chain.problems or not whole else (len(whole), hashlib.sha256(whole).hexdigest())
+        found = self._read()
+        return (found.right, found.sha256.hexdigest()) if found is not None and found.right else (0, "")
 
     def length(self) -> int:
-        """How many events there are, without looking at them."""
+        """How many lines there are, right or wrong."""
+        found = self._read()
+        return 0 if found is None else found.lines
+
+    def _read(self) -> _Read | None:
+        """What the file says now; None if it is absent."""
         try:
-            return read_bytes(self.path).count(b"\n")
+            # Before its bytes: what is written between makes it another. To open it asks a file server anew.
+            with open(self.path, "rb") as opened:
+                file = _state(opened.fileno())
+            if self._last is None or self._last.file != file:
+                self._last = self._understood(file, read_bytes(self.path))
+            return self._last
         except FileNotFoundError:
-            return 0
+            return None
+        except OSError as error:
+            raise Unreadable(
+                f"{self.path} cannot be read: {error.strerror}.", "UNREADABLE", "Check the disk."
+            ) from None
+
+    def _understood(self, file: tuple[int, ...], data: bytes) -> _Read:
+        """All events in these bytes; as far as this process or the index knows them they are not checked again."""
+        last = self._last
+        if last is not None and last.right and _begins(data, last.right, last.sha256.hexdigest()):
+            chain = ledger.read_on(last.chain.events, data[last.right :])
+        elif _begins(data, self.index.ledger_bytes, self.index.ledger_sha256):
+            chain = ledger.read(data, self.index.ledger_bytes)
+        else:
+            chain = ledger.read(data)
+        right = 0 if chain.problems else len(data) - chain.torn
+        return _Read(file, chain, data.count(b"\n"), right, hashlib.sha256(data[:right]))
 
     def trusted(self) -> ledger.Chain:
         """All events of an unbroken ledger. Raises :class:`Unreadable` (code LEDGER_BROKEN)."""
@@ -667,7 +689,7 @@ class LedgerFile:
                 return known, False
             event = self._make(chain.head, run_id, kind, subject, data)
             if write and descriptor is not None:
-                self._write(descriptor, chain.torn, [event])
+                self._write(descriptor, chain, [event])
             return event, True
 
     def append_all(self, run_id: str, records: t.Iterable[tuple[str, str, t.Mapping[str, t.Any]]]) -> None:
@@ -681,7 +703,7 @@ class LedgerFile:
             for kind, subject, data in records:
                 events.append(self._make(events[-1] if events else chain.head, run_id, kind, subject, data))
             if descriptor is not None:
-                self._write(descriptor, chain.torn, events)
+                self._write(descriptor, chain, events)
 
     @contextlib.contextmanager
     def _opened(self, write: bool) -> t.Iterator[int | None]:
@@ -715,12 +737,13 @@ class LedgerFile:
                 reasons=as_reasons(error.problems),
             ) from None
 
-    def _write(self, descriptor: int, torn: int, events: t.Sequence[ledger.Event]) -> None:
-        end = os.fstat(descriptor).st_size - torn
+    def _write(self, descriptor: int, chain: ledger.Chain, events: t.Sequence[ledger.Event]) -> None:
+        """Put ``events`` behind ``chain``, which is what the locked file says."""
+        end = os.fstat(descriptor).st_size - chain.torn
+        line = b"".join(event.line() for event in events)
         try:
             # An unfinished line of a writer that was killed never happened.
             os.ftruncate(descriptor, end)
-            line = b"".join(event.line() for event in events)
             written = 0
             while written < len(line):
                 written += os.pwrite(descriptor, line[written:], end + written)
@@ -732,6 +755,24 @@ class LedgerFile:
             if error.errno in FULL:
                 raise store_full(self.path, error) from None
             raise
+        last = self._last
+        if last is not None and last.right == end:
+            sha256 = last.sha256.copy()
+            sha256.update(line)
+            now = ledger.Chain((*chain.events, *events), (), 0)
+            self._last = _Read(_state(descriptor), now, len(now.events), end + len(line), sha256)
+
+
+def _state(descriptor: int) -> tuple[int, ...]:
+    """What is different after a file was written to, or is another."""
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _begins(data: bytes, length: int, sha256: str) -> bool:
+    """Whether the first ``length`` bytes are whole lines with this SHA-256."""
+    whole = 0 < length <= len(data) and data[length - 1 : length] == b"\n"
+    return whole and hashlib.sha256(data[:length]).hexdigest() == sha256
 
 
 def _ids_in(path: str) -> list[str]:

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, Callable
 
@@ -14,6 +17,7 @@ from many_backups import Filler, fill_store
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, ledger, manifest, rotation
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.notes import Saying
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_seconds
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError, Unreadable
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _store
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import (
@@ -21,7 +25,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._kee
     least_recent_read,
     say,
 )
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore, LedgerFile
 
 
 @pytest.fixture
@@ -213,3 +217,123 @@ def test_an_index_made_while_an_event_is_written(filler: Filler, monkeypatch: py
     monkeypatch.undo()
     path.write_bytes(whole + line)  # the other process ended its write
     assert len(ClusterStore.require(str(filler.path.parent)).ledger.trusted().events) == whole.count(b"\n") + 1
+
+
+# -- what one process knows of the ledger ----------------------------------------------------------------------------
+def append(book: LedgerFile, subject: str) -> ledger.Event:
+    event, new = book.append(run_id="r", kind="joined", subject=subject, data={"host_id": subject})
+    assert new
+    return event
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the lines that were checked."""
+    numbers: list[int] = []
+    real = ledger._event
+
+    def count(line: bytes, number: int, previous: str) -> ledger.Event:
+        numbers.append(number)
+        return real(line, number, previous)
+
+    monkeypatch.setattr(ledger, "_event", count)
+    return numbers
+
+
+def test_no_line_is_checked_twice_however_many_are_appended(tmp_path: Path, checked: list[int]) -> None:
+    book = LedgerFile(str(tmp_path / "ledger.jsonl"))
+    for number in range(30):
+        append(book, f"n{number}")
+        assert book.length() == number + 1
+    assert checked == []
+    other = LedgerFile(book.path)
+    assert append(other, "theirs").sequence == 31 and checked == [*range(1, 31)]
+    assert append(book, "mine").previous == book.chain().events[-2].hash and checked == [*range(1, 31), 31]
+    whole = (tmp_path / "ledger.jsonl").read_bytes()
+    assert book.chain() == ledger.read(whole)
+    assert book.accepted() == (len(whole), hashlib.sha256(whole).hexdigest())
+
+
+def later(path: Path) -> None:
+    """Return when a write would leave another time: the kernel's clock of files goes in steps."""
+    probe = path.with_name("probe")
+    while True:
+        probe.write_bytes(b"x")
+        if probe.stat().st_ctime_ns != path.stat().st_ctime_ns:
+            return
+
+
+def flip(data: bytes) -> bytes:
+    return data.replace(b'"n1"', b'"nX"', 1)
+
+
+@pytest.mark.parametrize(
+    ("harm", "events", "codes"),
+    [
+        (flip, 1, ["CHAIN"]),
+        (lambda data: flip(data) + b'{"torn', 1, ["CHAIN"]),
+        (lambda data: b"\n".join(data.split(b"\n")[:2]) + b"\n", 2, []),
+        (lambda data: b"".join(data.splitlines(True)[1:]), 0, ["CHAIN"]),
+        (lambda data: data + b"{}\n", 3, ["MISSING_KEY"]),
+        (lambda data: data + b'{"torn', 3, []),
+        (lambda data: b"", 0, []),
+    ],
+)
+def test_f25_what_happens_to_the_ledger_behind_the_back_of_a_process_is_seen(
+    tmp_path: Path, harm: Callable[[bytes], bytes], events: int, codes: list[str]
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    book = LedgerFile(str(path))
+    for number in range(3):
+        append(book, f"n{number}")
+    later(path)
+    with open(path, "r+b") as file:
+        data = file.read()
+        file.seek(0)
+        file.truncate()
+        file.write(harm(data))
+    chain = book.chain()
+    assert (len(chain.events), [problem.code for problem in chain.problems][: len(codes)]) == (events, codes)
+    assert chain == ledger.read(harm(data))
+    assert book.length() == harm(data).count(b"\n")
+    if codes:
+        assert book.accepted() == (0, "")
+        with pytest.raises(Unreadable):
+            append(book, "n9")
+    else:
+        assert append(book, "n9").sequence == events + 1
+        assert book.chain() == ledger.read(path.read_bytes())
+
+
+def test_another_ledger_in_its_place_and_none(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    book, other = LedgerFile(str(path)), LedgerFile(str(tmp_path / "other.jsonl"))
+    append(book, "n0")
+    append(other, "m0")
+    os.replace(other.path, path)
+    assert [event.subject for event in book.chain().events] == ["m0"]
+    path.unlink()
+    assert book.chain().events == () and book.length() == 0 and book.accepted() == (0, "")
+    assert append(book, "n1").sequence == 1
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(Unreadable) as caught:
+        book.chain()
+    assert caught.value.code == "UNREADABLE"
+
+
+def test_f12_an_event_that_had_no_room_never_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = LedgerFile(str(tmp_path / "ledger.jsonl"))
+    append(book, "n0")
+    real = os.fsync
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DsmError) as caught:
+        append(book, "n1")
+    assert caught.value.code == "STORE_FULL"
+    monkeypatch.setattr(os, "fsync", real)
+    assert len(book.chain().events) == 1 == len(LedgerFile(book.path).chain().events)
+    assert append(book, "n2").sequence == 2
