@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any, Sequence
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, ledger
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import manifest as manifests
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_text
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ship import shipped_data
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import digest, utc_seconds, utc_text
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 
 FINGERPRINT = hashlib.sha256(b"the production cluster").hexdigest()
@@ -25,6 +25,14 @@ SNAPSHOT = "2026-11-21T01:00:00Z"
 def golden() -> manifests.Sealed:
     """As SEALED, while the node was a member."""
     return manifests.Sealed("dr1", "SN-1", "5.4.2031", "2026-11-21T00:00:00Z", True)
+
+
+def resealed(path: Path, **changes: Any) -> None:
+    """A manifest changed by somebody who knows how its checksum is made."""
+    value = {**json.loads(path.read_text()), **changes}
+    value.pop("checksum")
+    value["checksum"] = digest(value)
+    path.write_text(json.dumps(value))
 
 
 class Filler:
@@ -65,6 +73,7 @@ class Filler:
         """One backup with its events ``shipped`` and ``verified`` (``verdict`` '' leaves the second out)."""
         sequence = len(self.ids) + 1
         when = facts.pop("when", self.start + sequence * 3600.0)
+        recorded_files = facts.pop("recorded_files", ())
         name = f"{sequence:08d}-{catalogue.stamp(int(when))}"
         data = self.backups / name / "data"
         entries = []
@@ -91,16 +100,25 @@ class Filler:
                 "host": "landing", "path": name, "layout": "single", "key": f"key-{sequence}", "hash": "none",
                 "clock_skew": 0,
             },
-            "files": tuple(entries),
+            "files": recorded_files or tuple(entries),
             **facts,
         }  # fmt: skip
         manifest = manifests.Manifest(**fields)
         (self.backups / name / "manifest.json").write_bytes(manifests.dump(manifest))
         self.ids.append(name)
-        self.event("shipped", name, shipped_data(manifest), when)
+        self.event("shipped", name, ledger.shipped_data(manifest), when)
         if verdict:
             self.event("verified", name, {"verdict": verdict, "digest": manifest.digest}, when)
         return name
+
+    def forget(self, fact: str) -> None:
+        """No event that is not written yet says this of a backup, as if an older release had made it."""
+        events = [json.loads(line) for line in self.lines]
+        self.lines.clear()
+        self.head = None
+        for one in events:
+            data = {name: value for name, value in one["data"].items() if name != fact}
+            self.event(one["kind"], one["subject"], data, utc_seconds(one["time"]))
 
     def close(self) -> Filler:
         """Write the ledger."""

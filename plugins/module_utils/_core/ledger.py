@@ -18,7 +18,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Container, Iterable, Mapping, NamedTuple, Sequence
 
-from .manifest import Sealed
+from .manifest import Manifest, Sealed, checksum
 from .openability import Copy, classify
 from .strict import Checker, Invalid, Problem, canonical, digest, load, utc_seconds
 
@@ -171,6 +171,7 @@ _FORMS: dict[str, dict[str, _Form]] = {
     "shipped": {
         "fingerprint": _TEXT,
         "digest": _TEXT,
+        "manifest": _TEXT,
         "bytes": _COUNT,
         "snapshot_started": _TIME,
         "oldest_mtime": _Form(_is_number, "a whole number (s since 1970)"),
@@ -595,6 +596,36 @@ def _generation(fingerprint: str, event: Event, backup: str | None) -> dict[str,
 
 def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
     return {"addresses": list(data.get("addresses") or []), "host_id": data.get("host_id") or ""}
+
+
+def shipped_data(manifest: Manifest) -> dict[str, Any]:
+    """What the ledger keeps of a published backup: enough to rebuild its state without the manifest, and to tell
+    whether a manifest is the one that was published (F25)."""
+    value = manifest.as_dict()
+    return {
+        "fingerprint": manifest.fingerprint,
+        "digest": manifest.digest,
+        "manifest": checksum(manifest),
+        "bytes": manifest.bytes,
+        "generation": manifest.generation,
+        "version": manifest.version,
+        "snapshot_started": manifest.snapshot_started,
+        "snapshot_source": manifest.snapshot_source,
+        "oldest_mtime": min(entry.mtime for entry in manifest.files),
+        "sealed_for": value["sealed_for"],
+        "source": {"host": manifest.source["host"], "path": manifest.source["path"]},
+    }
+
+
+def contradictions(manifest: Manifest, record: Mapping[str, Any]) -> list[str]:
+    """What a manifest says otherwise than the ledger's ``record`` of the same backup; of what no record tells, nothing.
+
+    Releases before the checksum of the manifest was recorded told single facts only.
+    """
+    if record.get("manifest") and record["manifest"] == manifest.checksum:
+        return []
+    told = shipped_data(manifest)
+    return sorted(name for name, value in told.items() if name in record and record[name] != value)
 
 
 def copy_of_record(backup_id: str, backup: Mapping[str, Any]) -> Copy:

@@ -112,6 +112,8 @@ class Manifest:
     files: tuple[FileEntry, ...]
     accepted: tuple[str, ...] = ()
     ledger: Mapping[str, Any] = field(default_factory=lambda: {"sequence": 0, "hash": "0" * 64})
+    #: of the document that it was read from; '' of one that was made here
+    checksum: str = field(default="", compare=False)
 
     @property
     def bytes(self) -> int:
@@ -131,6 +133,7 @@ class Manifest:
     def as_dict(self) -> dict[str, Any]:
         """The document without its checksum, as it is returned to playbooks and hashed."""
         value = dict(self.__dict__)
+        del value["checksum"]
         for name in ("sealed_for", "files"):
             value[name] = [dict(item.__dict__) for item in value[name]]
         value.update(
@@ -173,10 +176,15 @@ def path_problem(path: str) -> str | None:
     return None
 
 
+def checksum(manifest: Manifest) -> str:
+    """SHA-256 of the document in canonical form: of all that it says, not of the files only."""
+    return digest(manifest.as_dict())
+
+
 def dump(manifest: Manifest) -> bytes:
     """The bytes of ``manifest.json``: readable JSON with its own checksum. What it writes, :class:`parse` accepts."""
     value = manifest.as_dict()
-    value["checksum"] = digest(value)
+    value["checksum"] = checksum(manifest)
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
 
 
@@ -204,8 +212,7 @@ def parse(data: bytes, *, cluster_id: str = "", backup_id: str = "") -> Manifest
         **{
             name: value[name]
             for name in _TOP
-            if name
-            not in ("schema", "kind", "bytes", "digest", "checksum", "members", "sealed_for", "files", "accepted")
+            if name not in ("schema", "kind", "bytes", "digest", "members", "sealed_for", "files", "accepted")
         },
     )
     if manifest.bytes != value["bytes"]:
@@ -219,7 +226,7 @@ def parse(data: bytes, *, cluster_id: str = "", backup_id: str = "") -> Manifest
 def parse_known(data: bytes) -> Manifest:
     """The manifest in bytes that :class:`parse` accepted before: nothing is checked again."""
     value = json.loads(data)
-    for name in ("schema", "kind", "bytes", "digest", "checksum"):
+    for name in ("schema", "kind", "bytes", "digest"):
         del value[name]
     value["sealed_for"] = tuple([Sealed(**item) for item in value["sealed_for"]])
     value["files"] = tuple([FileEntry(**item) for item in value["files"]])

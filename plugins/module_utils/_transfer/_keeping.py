@@ -77,8 +77,9 @@ def keep(store: ClusterStore, folded: ledger.Folded, entries: t.Iterable[Entry])
         record = folded.backups.get(entry.id, {})
         problems = list(entry.problems)
         verdict = str(record.get("verdict", "unverified")) if entry.manifest is not None else "failed"
-        if entry.manifest is not None and record and record.get("digest") != entry.manifest.digest:
-            problems.append(tampered(entry.id))
+        forged = tampered(entry, record)
+        if forged is not None:
+            problems.append(forged)
             verdict = "failed"
         said = notes.Notes()
         try:
@@ -90,7 +91,7 @@ def keep(store: ClusterStore, folded: ledger.Folded, entries: t.Iterable[Entry])
 
 
 def usable(store: ClusterStore) -> list[Entry]:
-    """Published backups that nobody found broken: no verification, and no ledger that knows other bytes of them."""
+    """Published backups that nobody found broken: no verification, and no ledger that knows something else of them."""
     events = store.ledger.chain().events
     verdicts, backups = ledger.verdicts(events), ledger.fold(events).backups
     return [
@@ -98,7 +99,7 @@ def usable(store: ClusterStore) -> list[Entry]:
         for entry in store.entries()
         if entry.manifest is not None
         and verdicts.get(entry.id, "ok") == "ok"
-        and backups.get(entry.id, {}).get("digest", entry.manifest.digest) == entry.manifest.digest
+        and tampered(entry, backups.get(entry.id, {})) is None
     ]
 
 
@@ -124,9 +125,14 @@ def least_recent_read(store: ClusterStore, kept: t.Iterable[Kept]) -> float | No
     return utc_seconds(min(filter(None, reads))) if reads and all(reads) else None
 
 
-def tampered(backup_id: str) -> Problem:
-    """Manifest and ledger disagree about the content (F25)."""
-    return Problem("TAMPERED", f"{backup_id} has another digest in its manifest than in the ledger: one was changed")
+def tampered(entry: Entry, record: t.Mapping[str, t.Any]) -> Problem | None:
+    """Manifest and ledger disagree (F25): about the files, or about anything that decides what a backup is worth."""
+    facts = ledger.contradictions(entry.manifest, record) if entry.manifest is not None else []
+    if not facts:
+        return None
+    other = ", ".join(name for name in facts if name != "manifest") or "times, members or provenance"
+    message = f"{entry.id} has something else in its manifest than in the ledger ({other}): one was changed"
+    return Problem("TAMPERED", message)
 
 
 def items(store: ClusterStore, kept: t.Iterable[Kept], folded: ledger.Folded, now: float) -> list[retention.Item]:
@@ -147,11 +153,14 @@ def _item(
     manifest = one.entry.manifest
     holds = one.notes.holds(now)
     holds.extend(problem for problem in one.problems if problem.code in NOT_OURS or problem.code == "NOTES_UNREADABLE")
-    # Of a wreck the ledger still knows who could open it, and it may be repaired.
-    known = folded.backups.get(one.entry.id, {})
-    copy = copy_of(manifest) if manifest is not None else ledger.copy_of_record(one.entry.id, known)
-    pairs = [(sealed.node, classify(copy, sealed.node, proved=proved).kind) for sealed in copy.sealed_for]
-    opens = [pair for pair in pairs if pair[1] != "impossible"]
+    # Of a wreck the ledger still knows who could open it, and it may be repaired. So of a manifest that was changed.
+    copies = [ledger.copy_of_record(one.entry.id, folded.backups.get(one.entry.id, {}))]
+    if manifest is not None:
+        copies.append(copy_of(manifest))
+    pairs = {
+        (sealed.node, classify(copy, sealed.node, proved=proved).kind) for copy in copies for sealed in copy.sealed_for
+    }
+    opens = sorted(pair for pair in pairs if pair[1] != "impossible")
     if manifest is not None:
         size = manifest.bytes
         early, late = retention.bounds(utc_seconds(manifest.published_at), manifest.source["clock_skew"])

@@ -45,7 +45,7 @@ from ._pull import (
     local_failure,
     pull,
 )
-from ._ship import landed_bytes, remove_strangers, shipped_data
+from ._ship import landed_bytes, remove_strangers
 from ._sites import remember, sites
 from ._ssh import require_python
 from ._store import Checkpoint, ClusterStore, Lease, as_reasons, identities, no_checkpoint
@@ -275,7 +275,7 @@ class _Run:
         if self.broken_ledger:
             self._soft("LEDGER_BROKEN", "The ledger of this store is broken; nothing is recorded in it.")
         folded = ledger.fold(chain.events)
-        self.recorded = set(folded.backups)
+        self.recorded = folded.backups
         self.here = _here(store, folded)
         listed = look.copies(met.theirs.cluster_id)
         self.there = copies_there(ledger.fold(met.events), listed)
@@ -325,8 +325,9 @@ class _Run:
             except Invalid as error:
                 there[name] = There("unclear", why=str(error))
                 continue
-            if there[name].digest not in ("", manifest.digest):
-                there[name] = There("unclear", why="its manifest is not the one that the ledger there knows")
+            other_than = _other_than(manifest, there=folded.get(name, {}), here=self.recorded.get(name, {}))
+            if other_than:
+                there[name] = There("unclear", why=other_than)
                 continue
             there[name] = There("good", manifest.digest)
             self.manifests[name] = manifest
@@ -381,7 +382,7 @@ class _Run:
             if entry.manifest is not None:
                 brought = entry.manifest.ledger["hash"] in there
                 came = {replication.COPIED_FROM: self.request.other.name} if brought else {}
-                records.append(("shipped", entry.id, {**shipped_data(entry.manifest), **came}))
+                records.append(("shipped", entry.id, {**ledger.shipped_data(entry.manifest), **came}))
         store.ledger.append_all(self.request.run_id, records)
 
     # -- events and bundles -----------------------------------------------------------------------------------------
@@ -544,7 +545,7 @@ class _Run:
             **came,
         }
         # A repaired one may have been shipped here: nothing says that the event before it was never in this ledger.
-        shipped = {**shipped_data(manifest), **(came if step.action == "bring" else {})}
+        shipped = {**ledger.shipped_data(manifest), **(came if step.action == "bring" else {})}
         known = step.action == "repair" and step.id in self.recorded
         records = [*([] if known else [("shipped", step.id, shipped)]), ("verified", step.id, verified)]
         store.ledger.append_all(self.request.run_id, records)
@@ -612,6 +613,18 @@ def _here(store: ClusterStore, folded: ledger.Folded) -> dict[str, Here]:
             known = record or (one.entry.manifest.digest if one.entry.manifest is not None else "")
             found[name] = Here("bad" if one.verdict == "failed" else "good", known)
     return found
+
+
+def _other_than(manifest: Manifest, *, there: t.Mapping[str, t.Any], here: t.Mapping[str, t.Any]) -> str:
+    """Why a manifest of the other store is not believed: a ledger knows another one. '' if none does, or if the ledger
+    here knows other bytes: then it is another backup."""
+    known = [("there", ledger.contradictions(manifest, there))]
+    if here.get("digest") == manifest.digest:
+        known.append(("here", ledger.contradictions(manifest, here)))
+    for where, facts in known:
+        if facts:
+            return f"its manifest is not the one that the ledger {where} knows ({', '.join(facts)})"
+    return ""
 
 
 def _told(step: Step, *, bytes: int = 0, published: bool = False, reasons: t.Sequence[Reason] = ()) -> dict[str, t.Any]:

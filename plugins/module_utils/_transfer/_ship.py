@@ -479,7 +479,7 @@ class _Run:
             if entry.manifest is None:
                 continue
             if entry.id not in recorded and self.pool is not None:
-                self._record("shipped", entry.id, shipped_data(entry.manifest))
+                self._record("shipped", entry.id, ledger.shipped_data(entry.manifest))
             if entry.id in sound:
                 found[str(entry.manifest.source["key"])] = entry.manifest
         return found
@@ -723,7 +723,7 @@ class _Run:
         lease.confirm()
         at("verified")
         self.store.publish(job.id, manifest)
-        self._record("shipped", job.id, shipped_data(manifest))
+        self._record("shipped", job.id, ledger.shipped_data(manifest))
         at("recorded")
         return manifest
 
@@ -810,23 +810,6 @@ def _left_behind(left: t.Sequence[_Job], coming: t.Sequence[_Job]) -> str:
     if not coming:
         return f"Nothing comes as long as the newest has no room; {len(left)} wait."
     return f"The newest come ({len(coming)}); those that are older ({len(left)}) stay where they are for good."
-
-
-def shipped_data(manifest: Manifest) -> dict[str, t.Any]:
-    """What the ledger keeps of a published backup, enough to rebuild its state without the manifest."""
-    value = manifest.as_dict()
-    return {
-        "fingerprint": manifest.fingerprint,
-        "digest": manifest.digest,
-        "bytes": manifest.bytes,
-        "generation": manifest.generation,
-        "version": manifest.version,
-        "snapshot_started": manifest.snapshot_started,
-        "snapshot_source": manifest.snapshot_source,
-        "oldest_mtime": min(entry.mtime for entry in manifest.files),
-        "sealed_for": value["sealed_for"],
-        "source": {"host": manifest.source["host"], "path": manifest.source["path"]},
-    }
 
 
 def _same_as_source(job: _Job, sha256: t.Mapping[str, str]) -> None:

@@ -234,9 +234,9 @@ def _verify_entry(
     verdict = Verdict(entry.id, "failed", [], digest=manifest.digest, published_at=manifest.published_at)
     proved = any(item.get("backup") == entry.id for item in folded.proved)
     verdict.provenance = "proved_by_restore" if proved else manifest.provenance
-    known = folded.backups.get(entry.id)
-    if known is not None and known.get("digest") != manifest.digest:
-        verdict.reasons.append(tampered(entry.id))
+    forged = tampered(entry, folded.backups.get(entry.id, {}))
+    if forged is not None:
+        verdict.reasons.append(forged)
     data = store.data_path(entry.id)
     chosen = [item for item in manifest.files if rotation.slice_of(entry.id, item.path, request.turns) == turn]
     verdict.partial = len(chosen) < len(manifest.files)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
 import pytest
-from many_backups import CLUSTER, SEALED, Filler, golden
+from many_backups import CLUSTER, SEALED, SNAPSHOT, Filler, golden, resealed
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, ledger
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.notes import Saying
@@ -1274,3 +1274,23 @@ def test_a_copy_that_fails_while_others_are_removed_ends_the_removal(filler: Fil
     assert caught.value.code == "STAYING_FAILED"
     backups = ledger.fold(store_of(filler).ledger.trusted().events).backups
     assert [name for name, one in backups.items() if one["verdict"] == "ok"] == ids[:3] == verified(filler)
+
+
+def test_f25_a_golden_copy_stays_golden_whatever_its_manifest_is_made_to_say(filler: Filler) -> None:
+    gold = fill(filler, "ok", "ok", sealed=(golden(),))
+    fill(filler, "ok", "ok", "ok")
+    for name in gold:
+        resealed(filler.backups / name / "manifest.json", sealed_for=[])
+    assert run(filler, TWO._replace(failed_grace=0.0)).removed == [filler.ids[2]]
+    assert here(filler) == ["1", "2", "4", "5"]
+
+
+def test_f25_a_forged_pair_takes_the_place_of_no_real_one(filler: Filler) -> None:
+    (real,) = fill(filler, "ok", sealed=(golden(),))
+    say(store_of(filler), real, "released", Saying("j.doe", "2026-11-22T00:00:00Z", "dr1 is scrapped"), True)
+    fill(filler, "ok", "ok", "ok")
+    forged = {"sealed_for": [golden().__dict__], "snapshot_started": SNAPSHOT, "snapshot_source": "observed"}
+    resealed(filler.backups / filler.ids[3] / "manifest.json", **forged)
+    done = run(filler)
+    (first,) = [one for one in done.plan.decisions if one.item.id == real] if done.plan else []
+    assert not first.remove and [reason.code for reason in first.reasons] == ["LAST_PAIR"]

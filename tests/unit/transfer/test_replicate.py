@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from many_backups import CLUSTER, FINGERPRINT, SEALED, Filler, golden
+from many_backups import CLUSTER, FINGERPRINT, SEALED, Filler, golden, resealed
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import catalogue, ledger, replication
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.notes import Saying
@@ -284,6 +284,42 @@ def test_what_is_not_understood_there_is_not_passed_over(stores: Stores, quick: 
     ]
     assert list(stores.verdicts()) == ids[3:]
     assert info(str(stores.second), "", "")["sites"][1]["missing"] == 2
+
+
+def test_f25_a_manifest_that_was_changed_is_repaired_and_never_brought(stores: Stores, quick: None) -> None:
+    ids = stores.fill("ok", "ok", sealed=(golden(),))
+    there = stores.filler.backups / ids[1] / "manifest.json"
+    right = there.read_bytes()
+    resealed(there, sealed_for=[])
+    error = stores.refused()
+    assert codes(error) == ["OTHER_UNCLEAR"] and list(stores.verdicts()) == ids[:1]
+    assert "the ledger there knows (manifest, sealed_for)" in error.reasons[0].message
+    there.write_bytes(right)
+    stores.run()
+    here = stores.second / CLUSTER / "backups" / ids[1] / "manifest.json"
+    resealed(here, sealed_for=[])
+    assert stores.verdicts() == {ids[0]: "ok", ids[1]: "failed"}
+    assert [step["action"] for step in stores.run().backups] == ["repair"]
+    assert stores.verdicts() == dict.fromkeys(ids, "ok") and here.read_bytes() == right
+
+
+def test_f25_a_bad_copy_is_not_repaired_with_a_manifest_that_this_ledger_does_not_know(
+    stores: Stores, quick: None
+) -> None:
+    """The other site's ledger says the same as its changed manifest."""
+    (name,) = stores.fill("ok", sealed=(golden(),))
+    stores.run()
+    before = (stores.second / CLUSTER / "backups" / name / "manifest.json").read_bytes()
+    stores.damage(name)
+    stores.lose("first")
+    stores.filler = Filler(stores.first, 8)
+    stores.fill("ok", sealed=())
+    assert stores.filler.ids == [name]
+    stores.second.joinpath(CLUSTER, "other.jsonl").unlink()
+    error = stores.refused()
+    assert codes(error) == ["BOTH_FAILED"] and "the ledger here knows (" in error.reasons[0].message
+    assert "sealed_for" in error.reasons[0].message
+    assert (stores.second / CLUSTER / "backups" / name / "manifest.json").read_bytes() == before
 
 
 def test_two_stores_that_both_were_shipped_into_are_not_mixed(stores: Stores, quick: None) -> None:

@@ -9,7 +9,6 @@ import errno
 import gzip
 import hashlib
 import io
-import json
 import os
 import random
 import shutil
@@ -20,11 +19,10 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
-from many_backups import FINGERPRINT, Filler
+from many_backups import FINGERPRINT, Filler, golden, resealed
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import cron, manifest, rotation
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import digest
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _stage, _structure, _verify
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
@@ -279,14 +277,6 @@ def test_f28_a_disk_that_fails_while_the_structure_is_read(
 # -- documents ---------------------------------------------------------------------------------------------------------
 
 
-def resealed(path: Path, **changes: Any) -> None:
-    """A manifest changed by somebody who knows how its checksum is made."""
-    value = {**json.loads(path.read_text()), **changes}
-    value.pop("checksum")
-    value["checksum"] = digest(value)
-    path.write_text(json.dumps(value))
-
-
 def test_f24_every_bad_manifest_fails(filler: Filler) -> None:
     for _index in range(6):
         filler.publish()
@@ -322,11 +312,9 @@ def test_what_is_no_directory_of_a_backup_fails_and_stops_nothing(filler: Filler
 
 
 def test_a_file_of_before_the_calendar_is_late_like_any_other(filler: Filler) -> None:
-    filler.publish("", sealed=())
+    entry = manifest.FileEntry("backup.bin", 10, -(10**11), hashlib.sha256(b"0123456789").hexdigest())
+    filler.publish("", sealed=(), recorded_files=(entry,))
     filler.close()
-    path = filler.backups / filler.ids[0] / "manifest.json"
-    (entry,) = json.loads(path.read_text())["files"]
-    resealed(path, files=[{**entry, "mtime": -(10**11)}])
     result = run(filler, schedule=cron.parse("0 * * * *"))
     assert codes(result) == [[]] and doubts(result) == ["LATE"]
     assert "0001-01-01T00:00:00Z" in result.reasons[0].message
@@ -341,6 +329,42 @@ def test_f25_data_and_manifest_with_recomputed_sums_contradict_the_ledger(filler
     entry = manifest.FileEntry("backup.bin", 10, 1, hashlib.sha256(forged).hexdigest())
     resealed(path, files=[entry.__dict__], digest=manifest.tree_digest([entry]))
     assert codes(run(filler)) == [["TAMPERED"]] and verdict_of(filler) == "failed"
+
+
+FORGERIES: dict[str, Any] = {
+    "sealed_for": [],
+    "snapshot_started": "2026-11-21T01:00:01Z",
+    "published_at": "2001-01-01T00:00:00Z",
+    "provenance": "proved_by_restore",
+    "version": "5.4.2032",
+    "accepted": ["SHRUNK"],
+    "ledger": {"sequence": 0, "hash": "1" * 64},
+}
+
+
+@pytest.mark.parametrize("fact", FORGERIES)
+def test_f25_a_manifest_that_says_something_else_of_the_same_files(filler: Filler, fact: str) -> None:
+    name, other = filler.publish(sealed=(golden(),)), filler.publish(sealed=(golden(),))
+    filler.close()
+    resealed(filler.backups / name / "manifest.json", **{fact: FORGERIES[fact]})
+    store_of(filler).refresh_index()
+    assert codes(run(filler)) == [["TAMPERED"], []] and verdict_of(filler, 0) == "failed"
+    resealed(filler.backups / other / "manifest.json", **{fact: FORGERIES[fact]})
+    with pytest.raises(DsmError):
+        _stage.newest(store_of(filler))
+
+
+def test_f25_what_an_older_release_recorded_is_compared_fact_by_fact(filler: Filler) -> None:
+    for _index in range(2):
+        filler.publish("", sealed=(golden(),))
+    filler.forget("manifest")
+    filler.close()
+    assert codes(run(filler)) == [[], []]
+    resealed(filler.backups / filler.ids[0] / "manifest.json", sealed_for=[], version="5.4.2032")
+    (verdict, _right) = run(filler).verdicts
+    assert verdict.reasons[0].message == (
+        f"{filler.ids[0]} has something else in its manifest than in the ledger (sealed_for, version): one was changed"
+    )
 
 
 def test_what_the_ledger_does_not_know_or_misses_is_said(filler: Filler) -> None:
