@@ -422,7 +422,8 @@ class ClusterStore:
         for name in self.backup_names():
             target = os.path.join(self.backups_path, name)
             aside = os.path.join(target, BAD)
-            if not os.path.isdir(aside):
+            if not os.path.isdir(aside) or os.path.lexists(os.path.join(target, REMOVED)):
+                # What is un-published was published once: its own data are the good ones, and prune decides about it.
                 continue
             if self.has_manifest(name):
                 self._exchanged(name)

@@ -286,6 +286,27 @@ def test_what_is_not_understood_there_is_not_passed_over(stores: Stores, quick: 
     assert info(str(stores.second), "", "")["sites"][1]["missing"] == 2
 
 
+def test_f09_a_repair_that_was_not_tidied_up_does_not_cost_what_prune_unpublished_since(
+    stores: Stores, quick: None
+) -> None:
+    """Its data are the good ones, whatever is left of the bad ones beside them."""
+    ids = stores.fill("ok", "ok", sealed=())
+    stores.run()
+    stores.damage(ids[0])
+    stores.killed_at("good manifest written")
+    kept = stores.second / CLUSTER / "backups" / ids[0]
+    assert (kept / "bad" / "data").is_dir()
+    good = (kept / "data" / "backup.bin").read_bytes()
+    stores.store().unpublish(ids[0])
+    for _again in range(2):
+        stores.run()
+        assert (kept / "data" / "backup.bin").read_bytes() == good
+    prune(stores.store(), PruneRequest(Policy(keep=2), run_id="p", need=0), False)
+    assert stores.store().published(ids[0]) and (kept / "data" / "backup.bin").read_bytes() == good
+    stores.run()
+    assert not (kept / "bad").exists() and stores.store().published(ids[0])
+
+
 def test_f25_a_manifest_that_was_changed_is_repaired_and_never_brought(stores: Stores, quick: None) -> None:
     ids = stores.fill("ok", "ok", sealed=(golden(),))
     there = stores.filler.backups / ids[1] / "manifest.json"
