@@ -17,6 +17,8 @@ description:
   - Fails closed. Unreadable, empty, foreign, newer or not understood is failed, and a store without a published backup
     fails as well.
   - Each verdict is recorded in the ledger. That is evidence, not a change.
+  - A manifest is compared with what the ledger recorded when the backup was published. One that says anything else is
+    C(TAMPERED), even if its own checksum is right.
 options:
   ids:
     description: Verify these. Empty means all, or the newest with O(newest).
@@ -60,6 +62,8 @@ options:
       - V(auto/t) takes the next slice by itself. Presence and size of all files are looked at in every run.
       - A backup of several files is verified when all its slices were found right, and nothing of it failed in between.
         Until then it is what it was before.
+      - A slice that is right does not hide what failed before, which is refused as C(STILL_FAILED) until it was found
+        right as a whole. That can be accepted for once.
     type: str
   report_only:
     description: Return the verdicts without failing.

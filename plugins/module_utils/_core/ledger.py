@@ -70,9 +70,29 @@ _UNDONE_BY = {
     "verified": ("shipped", "pruned"),
     "pruned": ("shipped",),
 }
-#: What a verification finds again in every slice, or in the slice that has the file.
+#: What a verification finds again in the slice that has the file, or, of files, manifest and ledger, in every slice.
 _SEEN_BY_SLICES = frozenset(
-    ("CORRUPT", "EXTRA_FILE", "MISSING_FILE", "NOT_A_FILE", "TAMPERED", "UNREADABLE", "WRONG_SIZE")
+    (
+        "CORRUPT",
+        "EXTRA_FILE",
+        "MISSING_FILE",
+        "NOT_A_FILE",
+        "TAMPERED",
+        "UNREADABLE",
+        "WRONG_SIZE",
+        "BAD_NAME",
+        "CHECKSUM",
+        "EMPTY",
+        "FOREIGN",
+        "INCONSISTENT",
+        "MISSING_KEY",
+        "NEWER_SCHEMA",
+        "NO_MANIFEST",
+        "UNKNOWN_KEY",
+        "UNKNOWN_SCHEMA",
+        "WRONG_TYPE",
+        "WRONG_VALUE",
+    )
 )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 import typing as t
 from dataclasses import dataclass
 
@@ -71,7 +72,8 @@ def say(
 
 def keep(store: ClusterStore, folded: ledger.Folded, entries: t.Iterable[Entry]) -> list[Kept]:
     """Every entry of the catalogue with its verdict: that of the ledger, if it is about these bytes, and ``failed`` for
-    what is not understood."""
+    what is not understood. What a broken ledger found good is not verified: nobody knows what it said since."""
+    broken = bool(store.ledger.chain().problems)
     found = []
     for entry in entries:
         record = folded.backups.get(entry.id, {})
@@ -81,6 +83,9 @@ def keep(store: ClusterStore, folded: ledger.Folded, entries: t.Iterable[Entry])
         if forged is not None:
             problems.append(forged)
             verdict = "failed"
+        if broken and verdict == "ok":
+            problems.append(Problem("LEDGER_BROKEN", f"{entry.id} was verified, but the ledger is broken since then"))
+            verdict = "unverified"
         said = notes.Notes()
         try:
             said = read_notes(store, entry.id)
@@ -181,22 +186,25 @@ def _item(
 
 
 def _published_once(store: ClusterStore, backup_id: str, folded: ledger.Folded) -> float:
-    """When the wreck of a backup was published: by the ledger, else by the last change of its directory."""
+    """When the wreck of a backup was published: by the ledger, else by the last change of its directory, else now."""
     recorded = folded.backups.get(backup_id, {}).get("recorded_at")
     if recorded:
         return utc_seconds(recorded)
-    # Of a link itself: what it points to may be gone.
-    return os.lstat(os.path.join(store.backups_path, backup_id)).st_mtime
+    try:
+        # Of a link itself: what it points to may be gone.
+        return os.lstat(os.path.join(store.backups_path, backup_id)).st_mtime
+    except OSError:
+        return time.time()
 
 
 def tree_bytes(path: str) -> int:
-    """Bytes of all files below a directory; what vanishes meanwhile counts nothing."""
+    """Bytes of all files below a directory; what vanishes meanwhile, or cannot be looked at, counts nothing."""
     total = 0
     for directory, _directories, files in os.walk(path):
         for name in files:
             try:
                 total += os.lstat(os.path.join(directory, name)).st_size
-            except FileNotFoundError:
+            except OSError:
                 continue
     return total
 

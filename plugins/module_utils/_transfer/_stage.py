@@ -67,7 +67,9 @@ class StageResult:
 
 
 def newest(store: ClusterStore) -> str:
-    """The published backup with the highest sequence whose last verification did not fail. Raises :class:`Refused`."""
+    """The published backup with the highest sequence whose last verification did not fail. Raises :class:`Refused`
+    (NOT_PUBLISHED) or :class:`Unreadable` (LEDGER_BROKEN: nobody knows what failed)."""
+    store.ledger.trusted()
     found = usable(store)
     if not found:
         raise Refused(f"{store.path} holds no usable backup.", "NOT_PUBLISHED", "Run playbook ship_backups first.")

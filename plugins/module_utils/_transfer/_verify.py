@@ -25,7 +25,7 @@ from .._core.strict import Problem, utc_text
 from .._errors import DsmError, Reason, Unreadable
 from . import _structure
 from ._disk import pieces, read_bytes, write_atomically
-from ._keeping import keep, lost_history, read_reads, tampered
+from ._keeping import Kept, keep, lost_history, read_reads, tampered
 from ._parts import states
 from ._sites import other_site, sites
 from ._store import ClusterStore, Entry
@@ -132,32 +132,59 @@ def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
         chosen = published[::-1]
     else:
         chosen = [entry for entry in entries.values() if entry.state != "incomplete"]
-    gone = set()
+    gone: set[str] = set()
+
+    def take(verdict: Verdict, before: int) -> None:
+        result.verdicts.append(verdict)
+        looked = verdict.files or verdict.verdict != "ok"
+        if looked and request.record and not chain.problems and verdict.id in entries and verdict.id not in gone:
+            _keep_on(store, result, lambda: _record(store, verdict, result, request, before))
+
     for listed in chosen:
-        with store.reading(listed.id):
-            entry = _now(store, listed) if listed.id in entries else listed
-            if entry is None:
-                gone.add(listed.id)
-                if not request.ids:
-                    continue
-                entry = _absent(listed.id)
-            before = store.ledger.length()
-            verdict = _verify_entry(store, entry, folded, result.turn, request)
-            result.verdicts.append(verdict)
-            looked = verdict.files or verdict.verdict != "ok"
-            if looked and request.record and not chain.problems and entry.id in entries and entry.id not in gone:
-                _record(store, verdict, result, request, before)
+        before = store.ledger.length()
+        try:
+            with store.reading(listed.id):
+                entry = _now(store, listed) if listed.id in entries else listed
+                if entry is None:
+                    gone.add(listed.id)
+                    if not request.ids:
+                        continue
+                    entry = _absent(listed.id)
+                take(_verify_entry(store, entry, folded, result.turn, request), before)
+        except OSError as error:
+            # The disk does not even give its directory. What comes after it is read nevertheless.
+            message = f"{error.filename or listed.id}: {error.strerror or error}"
+            take(Verdict(listed.id, "failed", [Problem("UNREADABLE", message)]), before)
         if request.newest:
             break
     _tell_of_pruned(gone, result)
     if request.record and request.turns > 1 and request.turn is None:
         path = os.path.join(store.path, "rotation.json")
-        write_atomically(path, rotation.dump_turn(rotation.turn_after(result.turn, request.turns), request.turns))
+        following = rotation.dump_turn(rotation.turn_after(result.turn, request.turns), request.turns)
+        _keep_on(store, result, lambda: write_atomically(path, following))
     if request.record and not request.ids:
         store.refresh_index()
     left = [entry for entry in published if entry.id not in gone]
-    result.sites = sites(store, keep(store, ledger.fold(store.ledger.chain().events), left), time.time())
+    kept = keep(store, ledger.fold(store.ledger.chain().events), left)
+    _tell_of_failed(kept, result)
+    result.sites = sites(store, kept, time.time())
     return result
+
+
+def _keep_on(store: ClusterStore, result: VerifyResult, act: t.Callable[[], None]) -> None:
+    """Do it; that nothing can be written (no space, no inode, a disk that fails) is told once and stops no verdict."""
+    failed: DsmError
+    try:
+        act()
+        return
+    except OSError as error:
+        message = f"{error.filename or store.path}: {error.strerror or error}"
+        failed = Unreadable(message, "UNREADABLE", "Check the disk.")
+    except DsmError as error:
+        failed = error
+    reason = Reason(failed.code, failed.message, failed.remedy)
+    if reason not in result.reasons:
+        result.reasons.append(reason)
 
 
 def _turn(store: ClusterStore, request: VerifyRequest) -> int:
@@ -190,8 +217,12 @@ def _record(store: ClusterStore, verdict: Verdict, result: VerifyResult, request
     event, _new = store.ledger.append(
         run_id=request.run_id, kind="verified", subject=verdict.id, data=data, unless=contradicted
     )
-    if event.kind != "verified" or event.data.get("verdict") != verdict.verdict:
-        result.notes.append(f"{verdict.id} was found bad, or shipped anew, while this run read it: that counts.")
+    if event.kind == "verified" and event.data.get("verdict") != verdict.verdict:
+        verdict.verdict = "failed"
+        message = f"another run found it bad while this one read it: {', '.join(event.data.get('codes') or ['failed'])}"
+        verdict.reasons.append(Problem("CONTRADICTED", message))
+    elif event.kind != "verified":
+        result.notes.append(f"{verdict.id} was recorded as shipped while this run read it: it stays unverified.")
 
 
 def _absent(name: str) -> Entry:
@@ -223,6 +254,21 @@ def _tell_of_pruned(gone: t.Collection[str], result: VerifyResult) -> None:
         )
 
 
+def _tell_of_failed(kept: t.Iterable[Kept], result: VerifyResult) -> None:
+    """A part that is right says nothing of what failed before: that stays until it is found right as a whole."""
+    partly = {verdict.id for verdict in result.verdicts if verdict.partial and verdict.verdict == "ok"}
+    failed = [one.entry.id for one in kept if one.verdict == "failed" and one.entry.id in partly]
+    if failed:
+        result.reasons.append(
+            Reason(
+                "STILL_FAILED",
+                f"{_some(failed)} failed an earlier verification, and what was read now does not lift that.",
+                "Verify it as a whole (ids, without slice). If it fails, repair it or ship it again.",
+                hard=False,
+            )
+        )
+
+
 def _verify_entry(
     store: ClusterStore, entry: Entry, folded: ledger.Folded, turn: int, request: VerifyRequest
 ) -> Verdict:
@@ -247,8 +293,8 @@ def _verify_entry(
         if not verdict.reasons:
             _shape(data, [item.path for item in chosen], verdict)
             if request.record and right:
-                # Evidence, and no part of the proof: another run may be writing it at the same time.
-                with contextlib.suppress(OSError):
+                # Evidence, and no part of the proof: another run may be writing it, or the store be full.
+                with contextlib.suppress(OSError, DsmError):
                     remember_reads(store, entry.id, right)
     except OSError as error:
         verdict.reasons.append(Problem("UNREADABLE", f"{error.filename or data}: {error.strerror or error}"))
@@ -403,12 +449,24 @@ def _judge_completeness(
     lost = [name for name in folded.backups if name not in here and not store.has_manifest(name)]
     if lost:
         lost = _not_pruned(store, lost)
+    begun = [name for name in lost if store.entry(name).state == "removing"]
+    lost = [name for name in lost if name not in begun]
+    if begun:
+        result.reasons.append(
+            Reason(
+                "LOST",
+                f"{_some(begun)} was un-published by a run of prune that did not end, and may be whole.",
+                "Run playbook prune_backups: it publishes again what is whole. Record nothing and remove nothing.",
+                hard=False,
+            )
+        )
     if lost:
         result.reasons.append(
             Reason(
                 "LOST",
                 f"{_some(lost)} was published and never pruned, and is not here any more.",
-                "Find out who removed it. If that was right, append an event 'pruned' to the ledger with the reason.",
+                "Find out who removed it. Only if nothing of it is left in the store, and that was right, append an "
+                "event 'pruned' to the ledger with the reason.",
                 hard=False,
             )
         )

@@ -1294,3 +1294,24 @@ def test_f25_a_forged_pair_takes_the_place_of_no_real_one(filler: Filler) -> Non
     done = run(filler)
     (first,) = [one for one in done.plan.decisions if one.item.id == real] if done.plan else []
     assert not first.remove and [reason.code for reason in first.reasons] == ["LAST_PAIR"]
+
+
+def test_f28_a_wreck_that_the_disk_does_not_tell_about_is_as_young_as_can_be(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the others are decided about."""
+    ids = fill(filler, "ok", "ok", "ok", "ok")
+    wreck = filler.backups / "00000003-20260101T000000Z"
+    wreck.mkdir()
+    (wreck / "part").write_bytes(b"1")
+    real = os.lstat
+
+    def lstat(path: Any, **named: Any) -> os.stat_result:
+        if str(path).startswith(str(wreck)) and not str(path).endswith(".json"):
+            raise OSError(errno.EUCLEAN, os.strerror(errno.EUCLEAN), path)
+        return real(path, **named)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    done = run(filler, check=True)
+    assert done.removed == ids[:2]
+    _metrics.write(store_of(filler), str(filler.path / "dsm.prom"))

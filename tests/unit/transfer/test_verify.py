@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import random
+import re
 import shutil
 import tarfile
 import time
@@ -24,7 +25,7 @@ from many_backups import FINGERPRINT, Filler, golden, resealed
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core import cron, manifest, rotation
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _stage, _structure, _verify
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _metrics, _stage, _structure, _verify
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import read_reads
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._prune import PruneRequest, prune
@@ -269,7 +270,7 @@ def test_f28_a_disk_that_fails_while_the_structure_is_read(
         return real(path, tick)
 
     monkeypatch.setattr(_structure, "_open", opened)
-    result = run(filler, turn=1, turns=turns)
+    result = run(filler, turn=rotation.slice_of(bad, "0.tar.gz", turns), turns=turns)
     assert codes(result) == [["UNREADABLE"], []] and [one.id for one in result.verdicts] == [bad, good]
     assert result.verdicts[0].reasons[0].message.endswith(".tar.gz: Input/output error")
 
@@ -853,6 +854,7 @@ def test_it_reads_nothing_that_prune_is_removing(filler: Filler) -> None:
     result = run(filler)
     assert [one.id for one in result.verdicts] == filler.ids[1:]
     assert doubts(result) == ["LOST"], "nobody ends what was begun"
+    assert "prune_backups" in result.reasons[0].remedy and "'pruned'" not in result.reasons[0].remedy
     with held_by_somebody_else(filler):
         assert doubts(run(filler)) == []
         shutil.rmtree(filler.backups / filler.ids[0])
@@ -952,6 +954,180 @@ def test_slices_do_not_lift_what_no_slice_can_see(filler: Filler) -> None:
     for turn in (1, 2):
         run(filler, turn=turn, turns=2, run_id=str(turn))
     assert verdict_of(filler) == "failed"
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: resealed(path, schema=2),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"5.4.2031", b"5.4.2032")),
+        lambda path: resealed(path, generation=7),
+        lambda path: resealed(path, sealed_for=1),
+        lambda path: resealed(path, id="00000009-20260101T000000Z"),
+        lambda path: resealed(path, sequence=9, more=1),
+        lambda path: resealed(path, files=[{"path": "../f", "size": 1, "mtime": 1, "sha256": "x"}]),
+    ],
+)
+def test_f24_slices_lift_what_was_wrong_with_the_manifest_when_it_is_right_again(
+    filler: Filler, harm: Callable[[Path], Any]
+) -> None:
+    """Otherwise a rotation would keep it failed, and retention frozen, for ever."""
+    name = filler.publish(files=tuple((f"f{file}", b"1") for file in range(50)), sealed=())
+    filler.close()
+    path = filler.backups / name / "manifest.json"
+    right = path.read_bytes()
+    harm(path)
+    run(filler, turn=1, turns=2, run_id="harmed")
+    path.write_bytes(right)
+    assert verdict_of(filler) == "failed"
+    for turn in (2, 1):
+        run(filler, turn=turn, turns=2, run_id=f"mended {turn}")
+    assert verdict_of(filler) == "ok"
+
+
+def test_f23_a_slice_that_is_right_does_not_hide_what_failed_before(filler: Filler) -> None:
+    names = [filler.publish(files=tuple((f"f{file}", b"1") for file in range(50)), sealed=()) for _ in range(2)]
+    filler.close()
+    path = filler.backups / names[0] / "data" / "f0"
+    path.write_bytes(b"2")
+    bad = rotation.slice_of(names[0], "f0", 2)
+    told = run(filler, turn=bad, turns=2, run_id="found")
+    assert codes(told) == [["CORRUPT"], []] and doubts(told) == []
+    later = run(filler, turn=3 - bad, turns=2, run_id="later")
+    assert codes(later) == [[], []] and doubts(later) == ["STILL_FAILED"] and names[0] in later.reasons[0].message
+    assert doubts(run(filler, ids=names[1:], turn=1, turns=2)) == []
+    with pytest.raises(DsmError):
+        refuse_failed(later, [], False)
+    path.write_bytes(b"1")
+    assert doubts(run(filler, run_id="whole")) == [] == doubts(run(filler, turn=bad, turns=2, run_id="last"))
+
+
+def test_f23_who_is_contradicted_by_the_ledger_does_not_say_ok(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _index in range(2):
+        filler.publish("", sealed=())
+    filler.close()
+    real = _verify._content
+
+    def content(data: str, item: manifest.FileEntry, verdict: _verify.Verdict) -> bool:
+        if filler.ids[0] in data:
+            failed = {"verdict": "failed", "digest": verdict.digest, "codes": ["CORRUPT"]}
+            filler.event("verified", filler.ids[0], failed, time.time())
+            filler.close()
+        return real(data, item, verdict)
+
+    monkeypatch.setattr(_verify, "_content", content)
+    result = run(filler)
+    assert codes(result) == [["CONTRADICTED"], []] and result.verdicts[0].verdict == "failed"
+    assert "CORRUPT" in result.verdicts[0].reasons[0].message and verdict_of(filler, 0) == "failed"
+    with pytest.raises(DsmError):
+        refuse_failed(result, [], False)
+
+
+def test_f09_what_is_recorded_as_shipped_meanwhile_stays_unverified(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filler.publish("", sealed=())
+    filler.close()
+    (shipped,) = store_of(filler).ledger.trusted().events
+    real = _verify._content
+
+    def content(data: str, item: manifest.FileEntry, verdict: _verify.Verdict) -> bool:
+        filler.event("shipped", filler.ids[0], dict(shipped.data), time.time())
+        filler.close()
+        return real(data, item, verdict)
+
+    monkeypatch.setattr(_verify, "_content", content)
+    result = run(filler)
+    assert codes(result) == [[]] and "stays unverified" in result.notes[0] and verdict_of(filler) == "unverified"
+
+
+# -- when the store itself fails ---------------------------------------------------------------------------------------
+
+
+def test_f25_what_a_broken_ledger_found_good_is_not_verified(filler: Filler, tmp_path: Path) -> None:
+    """What it said behind the break may be that all of it is bad."""
+    for _index in range(2):
+        filler.publish(sealed=())
+    filler.close()
+    with open(filler.path / "ledger.jsonl", "ab") as file:
+        file.write(b"{}\n")
+    said = info(str(filler.path.parent), "", "")
+    assert [one["verdict"] for one in said["backups"]] == ["unverified"] * 2
+    assert [one["reasons"][0]["code"] for one in said["backups"]] == ["LEDGER_BROKEN"] * 2
+    assert said["sites"][0]["verified"] == 0
+    _metrics.write(store_of(filler), str(tmp_path / "dsm.prom"))
+    text = (tmp_path / "dsm.prom").read_text()
+    (verified,) = re.findall(r"^(?!#)\S*(?<!un)verified_copies\S* (\S+)$", text, re.MULTILINE)
+    assert float(verified) == 0
+    with pytest.raises(DsmError) as caught:
+        _stage.newest(store_of(filler))
+    assert caught.value.code == "LEDGER_BROKEN"
+
+
+def full(*_arguments: Any, **_named: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_f12_without_an_inode_left_everything_is_read_and_recorded(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No new file can be made; the ledger is there and can grow."""
+    for _index in range(3):
+        filler.publish("", sealed=())
+    filler.close()
+    real = os.open
+
+    def opened(path: Any, flags: int, mode: int = 0o777, **named: Any) -> int:
+        if flags & os.O_CREAT and not os.path.exists(path):
+            full()
+        return real(path, flags, mode, **named)
+
+    monkeypatch.setattr(os, "open", opened)
+    result = run(filler, turns=1)
+    assert codes(result) == [[], [], []] and doubts(result) == []
+    assert [verdict_of(filler, index) for index in range(3)] == ["ok"] * 3
+    told = run(filler, turns=2)
+    assert codes(told) == [[], [], []] and doubts(told) == ["STORE_FULL"]
+    assert "rotation.json" in told.reasons[0].message
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "STORE_FULL"), (errno.EIO, "UNREADABLE")])
+def test_f12_verdicts_that_cannot_be_recorded_are_told_and_end_nothing(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
+    for _index in range(3):
+        filler.publish("", sealed=())
+    filler.close()
+
+    def failing(*_arguments: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    (filler.backups / filler.ids[1] / "data" / "backup.bin").write_bytes(b"9876543210")
+    result = run(filler)
+    assert codes(result) == [[], ["CORRUPT"], []] and doubts(result) == [code] and result.reasons[0].hard
+
+
+def test_f28_a_directory_that_the_kernel_does_not_open_fails_and_stops_nothing(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _index in range(3):
+        filler.publish(sealed=())
+    filler.close()
+    real = os.open
+    broken = str(filler.backups / filler.ids[1])
+
+    def opened(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if path == broken:
+            raise OSError(errno.EUCLEAN, os.strerror(errno.EUCLEAN), path)
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", opened)
+    result = run(filler)
+    assert codes(result) == [[], ["UNREADABLE"], []] and broken in result.verdicts[1].reasons[0].message
+    monkeypatch.undo()
+    assert [verdict_of(filler, index) for index in range(3)] == ["ok", "failed", "ok"]
 
 
 def test_f25_a_tampered_copy_is_not_the_newest_to_stage(filler: Filler) -> None:
