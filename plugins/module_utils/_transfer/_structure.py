@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import bz2
 import collections
+import copy
 import errno
 import gzip
 import io
@@ -39,8 +40,13 @@ _XZ = b"\xfd7zXZ\0"
 _XZ_MEMORY = 96 << 20
 #: Flags of a member of a zip that is encrypted, a patch, or encrypted in another way.
 _LOCKED = 0x1 | 0x20 | 0x40
-#: Members packed by other methods are unpacked by ``zipfile`` in pieces of any size.
+#: What is packed by other methods ``zipfile`` unpacks in pieces of any size.
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_UNBOUNDED = (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+#: Beyond both nobody waits for the end: a megabyte of bzip2 can unpack to a terabyte. gzip never gets there, it unpacks
+#: to 1032 times its size at most.
+_UNPACKED = 1 << 30
+_UNPACKED_RATIO = 1100
 #: Cassandra lists a dozen components.
 _LONGEST_TOC = 64 << 10
 #: Of each table: any number may be listed, and all that is told is kept in memory.
@@ -55,20 +61,27 @@ def no_tick() -> None:
 
 
 class _NotForUs(Exception):
-    """This cannot be looked into here: it takes more memory than a store can be expected to have, or a later reader."""
+    """This cannot be looked into here: it takes more memory or time than a store can be expected to have, or a later
+    reader."""
 
 
 def _unreadable(path: str, error: OSError) -> Unreadable:
     return Unreadable(f"{error.filename or path}: {error.strerror or error}", "UNREADABLE", "Check the disk.")
 
 
+class _Stream(t.Protocol):
+    def read(self, count: int, /) -> bytes:
+        """As of any file."""
+
+
 class _File(io.BufferedReader):
-    """A file whose own errors are never taken for those of what is in it. It ticks as it is read."""
+    """A file whose own errors are never taken for those of what is in it. It ticks as it is read and unpacked."""
 
     def __init__(self, raw: io.FileIO, path: str, tick: Tick) -> None:
         super().__init__(raw)
         self._path = path
         self._tick = tick
+        self._spent = 0
 
     def read(self, count: int | None = -1) -> bytes:
         """As any file, but nothing that is long at once."""
@@ -77,10 +90,35 @@ class _File(io.BufferedReader):
                 if count > os.fstat(self.fileno()).st_size:
                     raise EOFError("it says that it has more than there is")
                 raise _NotForUs
-            self._tick()
-            return super().read(count)
+            data = super().read(count)
         except OSError as error:
             raise _unreadable(self._path, error) from None
+        # Counted too: of a zip the same bytes can be read for every member, and nothing come out of them.
+        self.spend(len(data))
+        return data
+
+    def spend(self, count: int) -> None:
+        """To be told how much was unpacked of it, by whoever does so. It ends what would go on for hours."""
+        try:
+            self._tick()
+        except OSError as error:
+            raise _unreadable(self._path, error) from None
+        self._spent += count
+        if self._spent > _UNPACKED and self._spent > _UNPACKED_RATIO * os.fstat(self.fileno()).st_size:
+            raise _NotForUs
+
+
+class _Unpacked:
+    """What comes out of a file, which counts it."""
+
+    def __init__(self, stream: _Stream, file: _File) -> None:
+        self._stream = stream
+        self._file = file
+
+    def read(self, count: int) -> bytes:
+        data = self._stream.read(count)
+        self._file.spend(len(data))
+        return data
 
 
 def _open(path: str, tick: Tick) -> _File:
@@ -142,7 +180,7 @@ def _content(kind: str, file: _File) -> str:
     if kind == "zip":
         return _zip(file)
     with _opened(kind, file) as stream:
-        return _stream(stream)
+        return _stream(_Unpacked(stream, file))
 
 
 def _kind(head: bytes) -> str:
@@ -210,10 +248,9 @@ def _zip(file: _File) -> str:
     try:
         with zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
-                if not member.flag_bits & _LOCKED and member.compress_type in _BOUNDED:
+                if not member.flag_bits & _LOCKED:
                     try:
-                        with archive.open(member) as content:
-                            _drain(t.cast(t.BinaryIO, content))
+                        _member(archive, member, file)
                     except zipfile.BadZipFile:
                         return f"member {member.filename} is damaged"
     except NotImplementedError:
@@ -221,7 +258,55 @@ def _zip(file: _File) -> str:
     return ""
 
 
-def _stream(stream: t.BinaryIO) -> str:
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: _File) -> None:
+    if member.compress_type in _BOUNDED:
+        with archive.open(member) as content:
+            _drain(_Unpacked(content, file))
+    elif member.compress_type in _UNBOUNDED:
+        # As it lies there: of that the list has no checksum.
+        raw = copy.copy(member)
+        raw.compress_type, raw.file_size = zipfile.ZIP_STORED, member.compress_size
+        del raw.CRC
+        with archive.open(raw) as packed:
+            decoder = bz2.BZ2Decompressor() if member.compress_type == zipfile.ZIP_BZIP2 else _lzma(packed, member)
+            if decoder is not None:
+                _unpack(packed, decoder, member, file)
+
+
+def _lzma(packed: _Stream, member: zipfile.ZipInfo) -> lzma.LZMADecompressor | None:
+    """None if it cannot be unpacked here. A member lacks the size that stands before the content of an .lzma file."""
+    properties = packed.read(9)[4:]
+    if properties:
+        literal, position = properties[0] % 9, properties[0] // 9 % 5
+        if literal + position > 4 or int.from_bytes(properties[1:], "little") > _XZ_MEMORY:
+            return None
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_ALONE)
+    decoder.decompress(properties + member.file_size.to_bytes(8, "little"))
+    return decoder
+
+
+def _unpack(
+    packed: _Stream,
+    decoder: bz2.BZ2Decompressor | lzma.LZMADecompressor,
+    member: zipfile.ZipInfo,
+    file: _File,
+) -> None:
+    size = checksum = 0
+    while not bool(decoder.eof) and size <= member.file_size:
+        piece = b""
+        if bool(decoder.needs_input):
+            piece = packed.read(io.DEFAULT_BUFFER_SIZE)
+            if not piece:
+                break
+        data = decoder.decompress(piece, _PIECE)
+        file.spend(len(data))
+        size += len(data)
+        checksum = zlib.crc32(data, checksum)
+    if (size, checksum) != (member.file_size, member.CRC):
+        raise zipfile.BadZipFile
+
+
+def _stream(stream: _Stream) -> str:
     """Read a compressed stream to its end mark, which its reader checks, and a tar archive inside it to its own."""
     first = stream.read(512)
     if first[257:262] == b"ustar":
@@ -230,12 +315,12 @@ def _stream(stream: t.BinaryIO) -> str:
     return ""
 
 
-def _drain(stream: t.BinaryIO) -> None:
+def _drain(stream: _Stream) -> None:
     while stream.read(_PIECE):
         pass
 
 
-def _tar(stream: t.BinaryIO, first: bytes = b"") -> str:
+def _tar(stream: _Stream, first: bytes = b"") -> str:
     """Walk a tar archive header by header to its two empty blocks; '' if they are there.
 
     ``tarfile`` takes the end of the file for the end of the archive, so a cut between two members would pass.
@@ -261,6 +346,8 @@ def _tar(stream: t.BinaryIO, first: bytes = b"") -> str:
                 found = _PAX_SIZE.search(record[: header.size])
                 size = int(found.group(1)) if found else None
             else:
+                if header.type == tarfile.GNUTYPE_SPARSE and not _skip_holes(stream, block[482]):
+                    return "it ends inside a member"
                 if not _skip(stream, _padded(header.size if size is None else size)):
                     return "it ends inside a member"
                 size = None
@@ -273,12 +360,22 @@ def _padded(size: int) -> int:
     return (size + 511) // 512 * 512
 
 
-def _skip(stream: t.BinaryIO, left: int) -> bool:
+def _skip(stream: _Stream, left: int) -> bool:
     while left:
         piece = stream.read(min(left, _PIECE))
         if not piece:
             return False
         left -= len(piece)
+    return True
+
+
+def _skip_holes(stream: _Stream, more: int) -> bool:
+    """Skip the list of the holes that found no room in the header. It is no part of the member's size."""
+    while more:
+        block = stream.read(512)
+        if len(block) < 512:
+            return False
+        more = block[504]
     return True
 
 

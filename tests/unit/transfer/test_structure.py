@@ -11,7 +11,9 @@ import io
 import lzma
 import os
 import random
+import shutil
 import struct
+import subprocess
 import tarfile
 import tracemalloc
 import zipfile
@@ -37,11 +39,31 @@ def tar(form: int = tarfile.GNU_FORMAT, members: int = 3) -> bytes:
     return data.getvalue()
 
 
-def zipped() -> bytes:
+def zipped(method: int = zipfile.ZIP_DEFLATED) -> bytes:
     data = io.BytesIO()
-    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(data, "w", method) as archive:
         archive.writestr("a", CONTENT)
     return data.getvalue()
+
+
+def header(kind: bytes, size: int) -> bytes:
+    member = tarfile.TarInfo("a")
+    member.type, member.size = kind, abs(size)
+    data = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    if size < 0:
+        data[124:136] = size.to_bytes(12, "big", signed=True)
+        data[148:156] = b" " * 8
+        data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
+
+
+def with_more_holes(member: bytes) -> bytes:
+    """A header behind which more of them are listed."""
+    data = bytearray(member)
+    data[482] = 1
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
 
 
 FORMATS = {
@@ -54,7 +76,10 @@ FORMATS = {
     "tar.xz": lzma.compress(tar()),
     "two-streams.xz": lzma.compress(CONTENT) + b"\0" * 8 + lzma.compress(CONTENT),
     "zip": zipped(),
+    "bzip2.zip": zipped(zipfile.ZIP_BZIP2),
+    "lzma.zip": zipped(zipfile.ZIP_LZMA),
 }
+ZEROS = bytes(8 << 20)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -108,13 +133,144 @@ def test_members_of_any_length_and_name_are_walked(form: int, tmp_path: Path) ->
     assert _structure.check_file(str(tmp_path / "a.tar")) == ("tar", "")
 
 
-@pytest.mark.parametrize(("name", "pieces"), [("gz", 1), ("tar.gz", 4), ("tar", 4)])
-def test_whoever_waits_sees_that_it_goes_on(name: str, pieces: int, tmp_path: Path) -> None:
-    """With each of the three members, and with what is behind them."""
-    (tmp_path / name).write_bytes(FORMATS[name])
+@pytest.mark.parametrize(
+    ("data", "pieces"),
+    [(FORMATS["gz"], 1), (FORMATS["tar.gz"], 4), (FORMATS["tar"], 4), (bz2.compress(ZEROS), 8)],
+    ids=["gz", "tar.gz", "tar", "zeros"],
+)
+def test_whoever_waits_sees_that_it_goes_on(data: bytes, pieces: int, tmp_path: Path) -> None:
+    """With each of the three members, and with what is behind them; with each piece of what is short when packed."""
+    (tmp_path / "a").write_bytes(data)
     ticks: list[int] = []
-    _structure.check_file(str(tmp_path / name), lambda: ticks.append(1))
+    _structure.check_file(str(tmp_path / "a"), lambda: ticks.append(1))
     assert len(ticks) >= pieces
+
+
+def packed_as(method: int, packed: bytes, content: bytes, size: int) -> bytes:
+    """A zip of one member whose entry says so of it."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("a", packed)
+    changed = bytearray(data.getvalue())
+    for at in (changed.index(b"PK\3\4") + 8, changed.rindex(b"PK\1\2") + 10):
+        struct.pack_into("<H4xIII", changed, at, method, zlib.crc32(content), len(packed), size)
+    return bytes(changed)
+
+
+def listed_again(data: bytes, times: int) -> bytes:
+    """A zip of one member that names it many times: what is in it comes out as often."""
+    start = data.rindex(b"PK\1\2")
+    listed = data[start:-22] * times
+    return data[:start] + listed + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, times, times, len(listed), start, 0)
+
+
+def zip_of(members: int, method: int) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", method) as archive:
+        for number in range(members):
+            archive.writestr(str(number), ZEROS[: 1 << 20])
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bz2.compress(ZEROS),
+        bz2.compress(ZEROS[: 1 << 20]) * 8,
+        lzma.compress(ZEROS),
+        bz2.compress(header(tarfile.REGTYPE, len(ZEROS)) + ZEROS + bytes(1024)),
+        bz2.compress(header(tarfile.REGTYPE, 0) * (4 << 11)),
+        bz2.compress(header(tarfile.REGTYPE, 0) + ZEROS),
+        bz2.compress(with_more_holes(header(tarfile.GNUTYPE_SPARSE, 0)) + b"\1" * len(ZEROS)),
+        zip_of(8, zipfile.ZIP_BZIP2),
+        zip_of(8, zipfile.ZIP_LZMA),
+    ],
+    ids=["bzip2", "streams", "xz", "member", "members", "behind", "holes", "zip of bzip2", "zip of LZMA"],
+)
+def test_what_unpacks_to_more_than_anybody_waits_for_is_not_judged(
+    data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(data)
+    assert _structure.check_file(str(tmp_path / "a"))[0], "it is short enough"
+    # One member of a zip alone would not do.
+    monkeypatch.setattr(_structure, "_UNPACKED", 3 << 20)
+    monkeypatch.setattr(_structure, "_UNPACKED_RATIO", 20)
+    assert _structure.check(str(tmp_path), ["a"]) == ("unknown", [])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        listed_again(zip_of(1, zipfile.ZIP_DEFLATED), 64),
+        # Empty pieces, and behind them a letter.
+        listed_again(packed_as(8, b"\0\0\0\xff\xff" * 20_000 + b"\1\1\0\xfe\xffx", b"x", 1), 64),
+    ],
+    ids=["much", "nothing"],
+)
+def test_a_member_of_a_zip_is_not_read_again_and_again(
+    data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(data)
+    monkeypatch.setattr(_structure, "_UNPACKED", 3 << 20)
+    monkeypatch.setattr(_structure, "_UNPACKED_RATIO", 20)
+    # Newer readers of zips see through it themselves.
+    assert _structure.check_file(str(tmp_path / "a")) in (("", ""), ("zip", "member 0 is damaged"))
+
+
+HONEST = {**FORMATS, "zeros.gz": gzip.compress(ZEROS), "zeros.zip": zip_of(8, zipfile.ZIP_DEFLATED)}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_no_honest_file_is_too_much(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_structure, "_UNPACKED", 0)
+    (tmp_path / "a").write_bytes(HONEST[name])
+    kind, problem = _structure.check_file(str(tmp_path / "a"))
+    assert kind and not problem
+
+
+@pytest.fixture
+def holes(tmp_path: Path) -> Path:
+    """A file with thirty of them."""
+    if b"GNU tar" not in subprocess.check_output([shutil.which("tar") or "true", "--version"]):
+        pytest.skip("no GNU tar on this machine")
+    path = tmp_path / "holes"
+    with open(path, "wb") as file:
+        for number in range(30):
+            # Whole blocks of the disk: zeros at their end would pass for the mark of an archive.
+            file.seek(number * 196_608)
+            file.write(CONTENT[:8_192])
+        file.truncate(30 * 196_608)
+    if path.stat().st_blocks * 512 > path.stat().st_size // 2:
+        pytest.skip("no holes on this file system")
+    return path
+
+
+SPARSE = {
+    "old": ["--format=gnu"],
+    **{version: ["--format=posix", f"--sparse-version={version}"] for version in ("0.0", "0.1", "1.0")},
+}
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("version", SPARSE)
+def test_a_tar_of_files_with_many_holes_is_walked(version: str, pack: Callable[[bytes], bytes], holes: Path) -> None:
+    path = holes.parent / "a.tar"
+    command = ["tar", "-cSf", path, *SPARSE[version], "-C", holes.parent, holes.name, holes.name]
+    subprocess.run(command, check=True)
+    whole = path.read_bytes()
+    assert len(whole) < holes.stat().st_size
+    path.write_bytes(pack(whole))
+    assert _structure.check_file(str(path)) == ("tar" if pack is bytes else "gzip", "")
+    marked = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    for end in {*range(512, 4096, 100), *range(512, marked, 8_191), marked, marked + 512}:
+        path.write_bytes(pack(whole[:end]))
+        kind, problem = _structure.check_file(str(path))
+        assert kind and problem.startswith("it ends "), (end, problem)
+
+
+def test_a_list_of_holes_without_end_ends_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(with_more_holes(header(tarfile.GNUTYPE_SPARSE, 0)) + b"\1" * 100_000)
+    assert _structure.check_file(str(tmp_path / "a.tar")) == ("tar", "it ends inside a member")
 
 
 def test_an_error_without_a_word_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,13 +304,21 @@ def two_members(method: int = zipfile.ZIP_DEFLATED) -> bytes:
     return data.getvalue()
 
 
+def with_properties(changed: bytes) -> bytes:
+    """A zip whose last member is packed with LZMA in another way."""
+    data = two_members(zipfile.ZIP_LZMA)
+    usual = b"\5\0\x5d\0\0\x80\0"
+    assert data.count(usual) == 1
+    return data.replace(usual, b"\5\0" + changed)
+
+
 LOCKED = {
     "encrypted": with_flags(two_members(), 1),
     "a patch": with_flags(two_members(), 0x20),
     "encrypted strongly": with_flags(two_members(), 0x41),
     "an unknown method": with_byte_in_list(two_members(), 10, 9),
-    "a method without bounds": two_members(zipfile.ZIP_BZIP2),
-    "another method without bounds": two_members(zipfile.ZIP_LZMA),
+    "a dictionary beyond all memory": with_properties(b"\x5d\xff\xff\xff\xff"),
+    "LZMA as only its own tools read it": with_properties(b"\x62\0\0\x80\0"),
 }
 LATER = with_byte_in_list(two_members(), 6, 99)
 
@@ -176,6 +340,76 @@ def test_a_member_that_can_be_opened_is_read_beside_one_that_cannot(name: str, t
     data[data.index(CONTENT[:100]) + 50] ^= 1
     (tmp_path / "a.zip").write_bytes(data)
     assert _structure.check_file(str(tmp_path / "a.zip")) == ("zip", "member first is damaged")
+
+
+def lzma_of(content: bytes) -> bytes:
+    """Without the size that an .lzma file says between its properties and its content."""
+    data = lzma.compress(content, lzma.FORMAT_ALONE)
+    return data[:5] + data[13:]
+
+
+METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_flipped_bit_in_a_member_of_a_zip_is_found(method: int, tmp_path: Path) -> None:
+    whole = two_members(method)
+    path = tmp_path / "a.zip"
+    path.write_bytes(whole)
+    assert _structure.check_file(str(path)) == ("zip", "")
+    for at in range(whole.rindex(b"PK\3\4") + 100, whole.index(b"PK\1\2"), 4_001):
+        data = bytearray(whole)
+        data[at] ^= 1
+        path.write_bytes(data)
+        kind, problem = _structure.check_file(str(path))
+        assert kind == "zip" and problem, at
+
+
+@pytest.mark.parametrize(
+    ("method", "packed"),
+    [(zipfile.ZIP_BZIP2, bz2.compress(CONTENT)), (zipfile.ZIP_LZMA, b"\x09\4\5\0" + lzma_of(CONTENT))],
+    ids=["bzip2", "LZMA"],
+)
+def test_a_member_that_is_not_what_the_list_says_is_damaged(method: int, packed: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    size = len(CONTENT)
+    path.write_bytes(packed_as(method, packed, CONTENT, size))
+    assert _structure.check_file(str(path)) == ("zip", "")
+    for content, part, said in (
+        (CONTENT[1:], packed, size),
+        (CONTENT, packed, size + 1),
+        (CONTENT, packed, size - 1),
+        (CONTENT, packed, 0),
+        (CONTENT, packed[:-1_000], size),
+        (CONTENT, packed[:5], size),
+        (CONTENT, b"", size),
+    ):
+        path.write_bytes(packed_as(method, part, content, said))
+        kind, problem = _structure.check_file(str(path))
+        assert kind == "zip" and problem, (len(content), len(part), said)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_empty_member_is_good_however_it_is_packed(method: int, tmp_path: Path) -> None:
+    """Some who write zips pack nothing at all."""
+    (tmp_path / "a.zip").write_bytes(packed_as(method, b"", b"", 0))
+    assert _structure.check_file(str(tmp_path / "a.zip")) == ("zip", "")
+
+
+def test_a_member_of_which_only_the_list_knows_the_end_is_read_to_it(tmp_path: Path) -> None:
+    """A chunk of LZMA2 is LZMA without a mark at its end."""
+    content = b"dsm" * 100 + CONTENT[:1000]
+    chunk = lzma.compress(content, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 16}])
+    assert chunk[0] == 0xE0
+    packed = chunk[6 : 6 + int.from_bytes(chunk[3:5], "big") + 1]
+    properties = struct.pack("<BBHBI", 9, 20, 5, chunk[5], 1 << 16)
+    data = packed_as(zipfile.ZIP_LZMA, properties + packed, content, len(content))
+    (tmp_path / "a.zip").write_bytes(data)
+    assert _structure.check_file(str(tmp_path / "a.zip")) == ("zip", "")
+    (tmp_path / "a.zip").write_bytes(
+        packed_as(zipfile.ZIP_LZMA, properties + packed, content[:-1] + b"x", len(content))
+    )
+    assert _structure.check_file(str(tmp_path / "a.zip")) == ("zip", "member a is damaged")
 
 
 @pytest.mark.parametrize(
@@ -215,17 +449,6 @@ def with_many_members(count: int) -> bytes:
     )
 
 
-def header(kind: bytes, size: int) -> bytes:
-    member = tarfile.TarInfo("a")
-    member.type, member.size = kind, abs(size)
-    data = bytearray(member.tobuf(tarfile.GNU_FORMAT))
-    if size < 0:
-        data[124:136] = size.to_bytes(12, "big", signed=True)
-        data[148:156] = b" " * 8
-        data[148:156] = b"%06o\0 " % sum(data)
-    return bytes(data)
-
-
 def zip_of_zeros(method: int) -> bytes:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", method) as archive:
@@ -242,6 +465,8 @@ def zip_of_zeros(method: int) -> bytes:
         (lambda: with_many_members(2_000), 0, ("zip", "")),
         (lambda: zip_of_zeros(zipfile.ZIP_DEFLATED), 0, ("zip", "")),
         (lambda: zip_of_zeros(zipfile.ZIP_BZIP2), 0, ("zip", "")),
+        (lambda: zip_of_zeros(zipfile.ZIP_LZMA), 0, ("zip", "")),
+        (lambda: LOCKED["a dictionary beyond all memory"], 0, ("zip", "")),
         (lambda: gzip.compress(bytes(40 << 20)), 0, ("gzip", "")),
         (lambda: bz2.compress(bytes(40 << 20)), 0, ("bzip2", "")),
         (lambda: lzma.compress(bytes(40 << 20), preset=0), 0, ("xz", "")),
@@ -316,7 +541,8 @@ def sealed_anew(data: bytes) -> bytes:
 def test_whatever_the_bytes_are_there_is_a_verdict(tmp_path: Path) -> None:
     chance = random.Random(7)
     small = tar(tarfile.PAX_FORMAT, 1).rstrip(b"\0") + bytes(1024)
-    formats = [small, gzip.compress(small), bz2.compress(small), lzma.compress(small), two_members(), *LOCKED.values()]
+    formats = [small, gzip.compress(small), bz2.compress(small), lzma.compress(small), *LOCKED.values()]
+    formats.extend(map(two_members, METHODS))
     path = tmp_path / "a"
     verdicts = set()
     for _ in range(500):
