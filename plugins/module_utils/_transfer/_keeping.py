@@ -152,6 +152,24 @@ def items(store: ClusterStore, kept: t.Iterable[Kept], folded: ledger.Folded, no
     return found
 
 
+def counted_once(
+    found: t.Iterable[retention.Item], entries: t.Iterable[Entry]
+) -> tuple[list[retention.Item], dict[str, str]]:
+    """What was shipped again while its first copy was un-published, or failed, is one verified copy: the newest. Also
+    which one counts in the place of each that does not."""
+    deliveries = {entry.id: entry.manifest.source["key"] for entry in entries if entry.manifest is not None}
+    newest: dict[str, str] = {}
+    once = []
+    instead = {}
+    for one in sorted(found, key=lambda item: item.sequence, reverse=True):
+        delivery = deliveries.get(one.id)
+        counted = newest.setdefault(delivery, one.id) if delivery and one.verdict == "ok" else one.id
+        if counted != one.id:
+            instead[one.id] = counted
+        once.append(one if counted == one.id else one._replace(verdict="unverified"))
+    return once, instead
+
+
 def _item(
     store: ClusterStore, one: Kept, folded: ledger.Folded, proved: frozenset[tuple[str, str]], now: float
 ) -> retention.Item:

@@ -16,7 +16,7 @@ from .._core import ledger, metrics, retention
 from .._core.strict import Invalid, load, utc_seconds
 from .._errors import DsmError, Refused
 from ._disk import read_bytes, write_atomically
-from ._keeping import items, keep, least_recent_read, members
+from ._keeping import counted_once, items, keep, least_recent_read, members
 from ._store import ClusterStore
 
 
@@ -36,8 +36,10 @@ def write(store: ClusterStore, path: str) -> None:
     """Write the metrics of a store as a whole, readable for all. Raises :class:`Refused` or OSError."""
     now = time.time()
     folded = ledger.fold(store.ledger.chain().events)
-    kept = keep(store, folded, store.entries())
-    found = items(store, kept, folded, now)
+    entries = store.entries()
+    kept = keep(store, folded, entries)
+    # As pruning counts, or a store that it calls too small would look large enough here.
+    found, _instead = counted_once(items(store, kept, folded, now), entries)
     policy = read_policy(store)
     free = store.free()[0]
     plan = retention.plan(found, policy, now=now, free=free, members=members(folded)) if policy else None

@@ -27,7 +27,7 @@ from .._core.strict import Problem, utc_text
 from .._errors import DsmError, Reason, Refused, refuse_unless_accepted
 from . import _metrics
 from ._disk import remove_tree
-from ._keeping import items, keep, lacking, lost_history, members, remains, tree_bytes
+from ._keeping import counted_once, items, keep, lacking, lost_history, members, remains, tree_bytes
 from ._parts import states
 from ._store import BAD, REMOVED, Checkpoint, ClusterStore, Entry, Lease, as_reasons, no_checkpoint
 
@@ -288,16 +288,11 @@ class _Run:
             found = [_held(one, doubtful[one.id]) if one.id in doubtful else one for one in found]
 
     def _counted_once(self, found: t.Iterable[retention.Item], entries: t.Iterable[Entry]) -> list[retention.Item]:
-        """What was shipped again while its first copy was un-published, or failed, is one verified copy: the newest."""
-        deliveries = {entry.id: entry.manifest.source["key"] for entry in entries if entry.manifest is not None}
-        newest: dict[str, str] = {}
-        once = []
-        for one in sorted(found, key=lambda item: item.sequence, reverse=True):
-            delivery = deliveries.get(one.id)
-            counted = newest.setdefault(delivery, one.id) if delivery and one.verdict == "ok" else one.id
-            if counted != one.id:
-                self.result.notes.append(f"{one.id} counts as not verified: {counted} is the same delivery.")
-            once.append(one if counted == one.id else one._replace(verdict="unverified"))
+        """Each delivery once, and a note of what does not count."""
+        once, instead = counted_once(found, entries)
+        self.result.notes.extend(
+            f"{name} counts as not verified: {counted} is the same delivery." for name, counted in instead.items()
+        )
         return once
 
     def _complete(self, found: t.Iterable[retention.Item], entries: t.Iterable[Entry]) -> list[retention.Item]:

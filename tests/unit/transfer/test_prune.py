@@ -482,6 +482,20 @@ def test_what_was_shipped_again_while_it_was_unpublished_counts_once(filler: Fil
     assert run(filler).removed == ids[:2] and events(filler)[ids[1]]["verdict"] == "ok"
 
 
+def test_f01_two_copies_of_one_delivery_are_one_verified_copy_in_the_metrics_too(
+    filler: Filler, tmp_path: Path
+) -> None:
+    """An alarm on too few copies must not take them for two."""
+    ids = fill(filler, "ok", "ok", "")
+    source = store_of(filler).published(ids[1]).source
+    fill(filler, "ok", source=source)
+    path = tmp_path / "dsm.prom"
+    plan = run(filler, Policy(keep=1, max_age=10.0**8), metrics=str(path)).plan
+    shown = dict(re.findall(r"(?m)^kmsops_dsm_store_(\w+){.*} (\S+)$", path.read_text()))
+    assert plan is not None and plan.verified == 2 and here(filler) == ["1", "2", "3", "4"]
+    assert (shown["verified_copies"], shown["unverified_copies"], shown["bytes"]) == ("2", "2", "40")
+
+
 def test_f09_a_removal_is_recorded_when_its_data_is_gone(filler: Filler) -> None:
     ids = fill(filler, "ok", "ok", "ok")
     seen: dict[str, bool] = {}
