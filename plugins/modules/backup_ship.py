@@ -148,7 +148,10 @@ options:
     type: list
     elements: str
   select:
-    description: V(all) takes every backup at a source, V(newest) only the youngest of each.
+    description:
+      - V(all) takes every backup at a source, V(newest) only the youngest of each.
+      - What cannot be looked at, or holds no file, may be the youngest. With V(newest) it is refused, too, and the
+        youngest of the others is taken.
     type: str
     choices: [all, newest]
     default: all

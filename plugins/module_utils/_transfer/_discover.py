@@ -88,6 +88,11 @@ class Unit:
         return min((item.attributes.mtime for item in self.items), default=0)
 
     @property
+    def ageless(self) -> bool:
+        """Whether nobody can tell when it was written last: not all of its files were seen, or none."""
+        return not self.items or any(reason.code == "SOURCE_UNREADABLE" for reason in self.reasons)
+
+    @property
     def state(self) -> tuple[str, tuple[int, ...]]:
         """What must be the same when it is looked at again in this run."""
         return self.key(""), tuple(item.attributes.changed_ns for item in self.items)

@@ -354,7 +354,7 @@ class _Run:
         return unit.newest > seen + MAX_SKEW
 
     def _wait_for_units(self, session: Session, source: Source, deadline: float) -> list[Unit]:
-        """The units of a source; with ``snapshot_started`` set, once one that is younger has appeared."""
+        """The units that are asked for; with ``snapshot_started`` set, once one that is younger has appeared."""
         place = source.endpoint.place
         while True:
             units = discover(session, source)
@@ -370,12 +370,14 @@ class _Run:
             time.sleep(1.0)
         if self.request.select == "all":
             return units
-        trusted = [unit for unit in units if not self._ahead(unit, place, now)] or units
-        if trusted[-1:] != units[-1:]:
+        dated = [unit for unit in units if not unit.ageless]
+        trusted = [unit for unit in dated if not self._ahead(unit, place, now)] or dated
+        if trusted[-1:] != dated[-1:]:
             self.result.notes.append(
-                f"{units[-1].name} at {source.label} has a time that has not come yet: it does not count as the newest."
+                f"{dated[-1].name} at {source.label} has a time that has not come yet: it does not count as the newest."
             )
-        return trusted[-1:]
+        # Each of the others may be the newest: all of them are refused, so that nobody takes this one for it.
+        return [unit for unit in units if unit.ageless] + trusted[-1:]
 
     def _acceptable(self, session: Session, source: Source, units: list[Unit], deadline: float) -> list[_Job]:
         """Leave out what is already stored; refuse what is empty, odd or still growing."""

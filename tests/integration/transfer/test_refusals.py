@@ -492,22 +492,65 @@ def test_a_link_in_the_middle_of_a_path_publishes_nothing_and_stops_nothing_else
         assert "SYMLINK_OUTSIDE" in result.codes and "SOURCE_IS_STORE" not in result.codes, result.output
 
 
+def close(monkeypatch: pytest.MonkeyPatch, *closed: Path) -> None:
+    """Nobody may list these directories."""
+    listdir = LocalSession.listdir
+
+    def refuse(session: LocalSession, path: str) -> Any:
+        if Path(path) in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listdir(session, path)
+
+    monkeypatch.setattr(LocalSession, "listdir", refuse)
+
+
 def test_a_node_that_may_not_be_looked_at_is_told_and_the_others_are_published(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for node in ("n1", "n2"):
         (site.source / node).mkdir()
         site.deliver(f"{node}.tar.gz").rename(site.source / node / "x.tar.gz")
-    listdir = LocalSession.listdir
-
-    def closed(session: LocalSession, path: str) -> Any:
-        if path.endswith("/n2"):
-            raise PermissionError(errno.EACCES, "Permission denied", path)
-        return listdir(session, path)
-
-    monkeypatch.setattr(LocalSession, "listdir", closed)
+    close(monkeypatch, site.source / "n2")
     refused(site.ship(sources=[{"path": f"{site.source}/*/*"}]), "SOURCE_UNREADABLE")
     assert [item.source["path"] for item in site.published().values()] == [str(site.source / "n1" / "x.tar.gz")]
+
+
+@pytest.mark.parametrize("closed", ["n2", "n2/inner"])
+def test_with_a_backup_that_cannot_be_looked_at_nobody_believes_that_the_newest_came(
+    site: Site, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    """How old it is nobody can tell, whether nothing of it was seen or only a part."""
+    for number, age in enumerate((1200, 900, 600)):
+        (site.source / f"n{number}" / "inner").mkdir(parents=True)
+        site.deliver(f"{number}.tar.gz", age=age).rename(site.source / f"n{number}" / "x.tar.gz")
+        (site.source / f"n{number}" / "inner" / "y").write_bytes(b"y")
+        site.at(site.source / f"n{number}" / "inner" / "y", age)
+    sources = [{"path": f"{site.source}/*"}]
+    with monkeypatch.context() as patched:
+        close(patched, site.source / closed)
+        assert closed in refused(site.ship(sources=sources, select="newest"), "SOURCE_UNREADABLE")
+        assert [item.source["path"] for item in site.published().values()] == [str(site.source / "n1")]
+        refused(site.ship(sources=sources, select="newest", run_id="run-2"), "SOURCE_UNREADABLE")
+    result = site.ship(sources=sources, select="newest", run_id="run-3")
+    assert result.changed and [item["source"]["path"] for item in result.backups] == [str(site.source / "n2")]
+
+
+def test_where_the_newest_is_wanted_and_none_can_be_looked_at_each_is_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("n1", "n2"):
+        (site.source / name).mkdir()
+    close(monkeypatch, site.source / "n1", site.source / "n2")
+    result = site.ship(sources=[{"path": f"{site.source}/*"}], select="newest")
+    told = refused(result, "SOURCE_UNREADABLE")
+    assert "n1" in told and "n2" in told and not site.published()
+
+
+def test_an_empty_delivery_may_be_the_newest(site: Site) -> None:
+    site.deliver()
+    (site.source / "empty").mkdir()
+    assert "empty" in refused(site.ship(select="newest"), "EMPTY_DIRECTORY")
+    assert len(site.published()) == 1
 
 
 def test_f04_a_node_whose_directory_is_empty_is_told(site: Site) -> None:

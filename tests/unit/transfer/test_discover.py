@@ -275,6 +275,16 @@ def test_what_cannot_be_looked_at_is_told_and_what_is_beside_it_comes(
     assert all(name.startswith(f"{tmp_path}/n1/") for name in found)
 
 
+@pytest.mark.parametrize("at", ["", "/n1", "/n1/b"])
+def test_how_old_it_is_is_known_of_what_was_seen_as_a_whole(tmp_path: Path, at: str) -> None:
+    node(tmp_path / "d", "n1/b")
+    node(tmp_path / "d", "n2")
+    source = Source(LocalEndpoint(), f"{tmp_path}/*")
+    session = Closed("listdir", Path(f"{tmp_path}/d{at}"), PermissionError(13, "Permission denied"))
+    assert [unit.ageless for unit in discover(session, source)] == [True]
+    assert [unit.ageless for unit in discover(LocalSession(), source)] == [False]
+
+
 def test_a_path_that_was_written_and_cannot_be_looked_at_is_refused_as_the_whole_source(tmp_path: Path) -> None:
     error = PermissionError(13, "Permission denied")
     for question, pattern in (("lstat", f"{tmp_path}"), ("listdir", f"{tmp_path}/*/*")):
