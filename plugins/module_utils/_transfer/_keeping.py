@@ -176,10 +176,10 @@ def _item(
     manifest = one.entry.manifest
     holds = one.notes.holds(now)
     holds.extend(problem for problem in one.problems if problem.code in NOT_OURS or problem.code == "NOTES_UNREADABLE")
-    # Of a wreck the ledger still knows who could open it, and it may be repaired. So of a manifest that was changed.
-    copies = [ledger.copy_of_record(one.entry.id, folded.backups.get(one.entry.id, {}))]
-    if manifest is not None:
-        copies.append(copy_of(manifest))
+    copies = [copy_of(manifest)] if manifest is not None else []
+    if manifest is None or any(problem.code == "TAMPERED" for problem in one.problems):
+        # The ledger still knows who could open it, and it may be repaired.
+        copies.append(ledger.copy_of_record(one.entry.id, folded.backups.get(one.entry.id, {})))
     pairs = {
         (sealed.node, classify(copy, sealed.node, proved=proved).kind) for copy in copies for sealed in copy.sealed_for
     }
