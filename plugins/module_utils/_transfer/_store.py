@@ -635,7 +635,8 @@ class LedgerFile:
             # Before its bytes: what is written between makes it another. To open it asks a file server anew.
             with open(self.path, "rb") as opened:
                 file = _state(opened.fileno())
-            if self._last is None or self._last.file != file:
+            # A line that is not whole can give way to one of its length.
+            if self._last is None or self._last.file != file or self._last.chain.torn:
                 self._last = self._understood(file, read_bytes(self.path))
             return self._last
         except FileNotFoundError:

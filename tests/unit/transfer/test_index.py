@@ -305,6 +305,25 @@ def test_f25_what_happens_to_the_ledger_behind_the_back_of_a_process_is_seen(
         assert book.chain() == ledger.read(path.read_bytes())
 
 
+def test_f08_a_torn_line_that_another_process_replaces_by_one_of_its_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system whose clock goes in steps so long that both were written in one."""
+    path = tmp_path / "ledger.jsonl"
+    book, other = LedgerFile(str(path)), LedgerFile(str(path))
+    append(book, "n0")
+    before = path.read_bytes()
+    length = len(append(other, "n1").line())
+    path.write_bytes(before + b"x" * length)
+    real = _store._state
+    monkeypatch.setattr(_store, "_state", lambda descriptor: real(descriptor)[:3])
+    assert len(book.chain().events) == 1 and book.chain().torn == length
+    append(other, "n2")
+    assert path.stat().st_size == len(before) + length
+    assert append(book, "n3").sequence == 3
+    assert [event.subject for event in LedgerFile(str(path)).chain().events] == ["n0", "n2", "n3"]
+
+
 def test_another_ledger_in_its_place_and_none(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     book, other = LedgerFile(str(path)), LedgerFile(str(tmp_path / "other.jsonl"))
