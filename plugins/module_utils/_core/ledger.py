@@ -640,11 +640,14 @@ def shipped_data(manifest: Manifest) -> dict[str, Any]:
 def contradictions(manifest: Manifest, record: Mapping[str, Any]) -> list[str]:
     """What a manifest says otherwise than the ledger's ``record`` of the same backup; of what no record tells, nothing.
 
-    Releases before the checksum of the manifest was recorded told single facts only.
+    Before the checksum of the manifest was recorded, a repair could bring another one: then what decides what a backup
+    is worth has to be the same, and where it came from does not.
     """
     if record.get("manifest") and record["manifest"] == manifest.checksum:
         return []
     told = shipped_data(manifest)
+    if not record.get("manifest"):
+        del told["source"]
     return sorted(name for name, value in told.items() if name in record and record[name] != value)
 
 

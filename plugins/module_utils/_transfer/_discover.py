@@ -63,6 +63,10 @@ class Item:
     attributes: Attributes
 
 
+#: Why something in a backup was not looked at: it may be the youngest of it.
+_UNSEEN = frozenset(("BAD_NAME", "NOT_A_FILE", "SOURCE_UNREADABLE", "SYMLINK_OUTSIDE", "TOO_DEEP", "TOO_MANY_FILES"))
+
+
 @dataclass(frozen=True)
 class Unit:
     """One backup at a source. ``name`` is its path there (for people and for finding it again)."""
@@ -89,8 +93,8 @@ class Unit:
 
     @property
     def ageless(self) -> bool:
-        """Whether nobody can tell when it was written last: not all of its files were seen, or none."""
-        return not self.items or any(reason.code == "SOURCE_UNREADABLE" for reason in self.reasons)
+        """Whether nobody can tell when it was written last: not all that is in it was seen, or there is no file."""
+        return not self.items or any(reason.code in _UNSEEN for reason in self.reasons)
 
     @property
     def state(self) -> tuple[str, tuple[int, ...]]:

@@ -29,7 +29,7 @@ from .._errors import DsmError, Reason, Refused, Unreadable, reasons_of
 from . import _structure
 from ._disk import make_directory, read_bytes, remove_tree, store_full, write_atomically
 from ._endpoint import LocalEndpoint, check_local
-from ._keeping import NOT_OURS, keep, ledger_of_other
+from ._keeping import NOT_OURS, keep, ledger_of_other, tampered
 from ._other import (
     Look,
     Site,
@@ -279,7 +279,9 @@ class _Run:
         self.here = _here(store, folded)
         listed = look.copies(met.theirs.cluster_id)
         self.there = copies_there(ledger.fold(met.events), listed)
-        steps = replication.plan(self.here, self._look_closer(look, met, listed), only_repair=self.request.only_repair)
+        steps = replication.plan(
+            self.here, self._look_closer(look, store, met, listed), only_repair=self.request.only_repair
+        )
         self.result.kept = sum(step.action == "keep" for step in steps)
         for problem in replication.unresolved(steps):
             self.result.reasons.append(Reason(problem.code, f"{problem.message}.", _REMEDIES[problem.code]))
@@ -305,7 +307,7 @@ class _Run:
         reason = Reason(code, message, "Module ledger, state verified, says where.", hard=False)
         (self.result.accepted if code in self.request.accept else self.result.reasons).append(reason)
 
-    def _look_closer(self, look: Look, met: _Met, listed: t.Sequence[str]) -> dict[str, There]:
+    def _look_closer(self, look: Look, store: ClusterStore, met: _Met, listed: t.Sequence[str]) -> dict[str, There]:
         """What is there; of everything that may be brought or repaired the manifest, too."""
         folded = ledger.fold(met.events).backups
         there = {}
@@ -323,15 +325,30 @@ class _Run:
                 del there[name], self.there[name]
                 continue
             except Invalid as error:
-                there[name] = There("unclear", why=str(error))
+                there[name] = self._unclear(name, str(error))
                 continue
-            other_than = _other_than(manifest, there=folded.get(name, {}), here=self.recorded.get(name, {}))
+            mine = self._intact_manifest(store, name)
+            known = {} if mine is not None else self.recorded.get(name, {})
+            other_than = _other_than(manifest, there=folded.get(name, {}), here=known)
             if other_than:
-                there[name] = There("unclear", why=other_than)
+                there[name] = self._unclear(name, other_than)
                 continue
+            if mine is not None and mine.digest == manifest.digest:
+                # Of the other copy nothing is wanted but the bytes.
+                manifest = mine
             there[name] = There("good", manifest.digest)
             self.manifests[name] = manifest
         return there
+
+    def _unclear(self, name: str, why: str) -> There:
+        """What the ledger there found good was something else."""
+        self.there[name] = self.there[name]._replace(verdict="unverified")
+        return There("unclear", why=why)
+
+    def _intact_manifest(self, store: ClusterStore, name: str) -> Manifest | None:
+        """The manifest that a bad copy has here, if the ledger knows it so."""
+        entry, record = store.entry(name), self.recorded.get(name)
+        return entry.manifest if record and tampered(entry, record) is None else None
 
     def _room(self, store: ClusterStore, steps: t.Sequence[Step]) -> list[Step]:
         """The newest that fit with headroom; the others are refused before the first byte (code STORE_FULL)."""

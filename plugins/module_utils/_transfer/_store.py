@@ -670,6 +670,20 @@ class LedgerFile:
             )
         return chain
 
+    def _locked_chain(self, descriptor: int | None) -> ledger.Chain:
+        """As :meth:`trusted`, of the locked file (None: there is none). An event that its writer took back (it had no
+        room) may have been read before, and one of its length be in its place, within one step of the file system's
+        clock."""
+        if descriptor is None:
+            return ledger.Chain((), (), 0)
+        chain = self.trusted()
+        line = chain.head.line() if chain.head is not None else b""
+        at = os.fstat(descriptor).st_size - chain.torn - len(line)
+        if at < 0 or os.pread(descriptor, len(line), at) != line:
+            self._last = None
+            chain = self.trusted()
+        return chain
+
     def append(
         self,
         *,
@@ -685,7 +699,7 @@ class LedgerFile:
         With ``write`` false the event is only predicted. Where ``unless`` finds an event, that one stands instead.
         """
         with self._opened(write) as descriptor:
-            chain = self.trusted() if descriptor is not None else ledger.Chain((), (), 0)
+            chain = self._locked_chain(descriptor)
             known = unless(chain.events) or ledger.repeated(chain.events, run_id, kind, subject, data)
             if known is not None:
                 return known, False
@@ -700,7 +714,7 @@ class LedgerFile:
         if not records:
             return
         with self._opened(True) as descriptor:
-            chain = self.trusted()
+            chain = self._locked_chain(descriptor)
             events: list[ledger.Event] = []
             for kind, subject, data in records:
                 events.append(self._make(events[-1] if events else chain.head, run_id, kind, subject, data))

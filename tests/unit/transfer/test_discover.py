@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -283,6 +284,24 @@ def test_how_old_it_is_is_known_of_what_was_seen_as_a_whole(tmp_path: Path, at: 
     session = Closed("listdir", Path(f"{tmp_path}/d{at}"), PermissionError(13, "Permission denied"))
     assert [unit.ageless for unit in discover(session, source)] == [True]
     assert [unit.ageless for unit in discover(LocalSession(), source)] == [False]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda path: path.symlink_to("/etc/passwd"),
+        lambda path: path.with_name("da\nta").write_bytes(b"data"),
+        os.mkfifo,
+    ],
+)
+def test_f17_a_backup_of_which_not_all_was_seen_has_no_age(tmp_path: Path, odd: Callable[[Path], object]) -> None:
+    """What was not looked at may be the youngest of it, and the rest have the time of an older one (cp -p)."""
+    (tmp_path / "day").mkdir()
+    (tmp_path / "day" / "backup.bin").write_bytes(b"x")
+    source = Source(LocalEndpoint(), f"{tmp_path}/*")
+    assert [unit.ageless for unit in discover(LocalSession(), source)] == [False]
+    odd(tmp_path / "day" / "data")
+    assert [unit.ageless for unit in discover(LocalSession(), source)] == [True]
 
 
 def test_a_path_that_was_written_and_cannot_be_looked_at_is_refused_as_the_whole_source(tmp_path: Path) -> None:

@@ -324,6 +324,34 @@ def test_f08_a_torn_line_that_another_process_replaces_by_one_of_its_length(
     assert [event.subject for event in LedgerFile(str(path)).chain().events] == ["n0", "n2", "n3"]
 
 
+def test_f12_an_event_that_was_taken_back_is_nobodys_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process read it before it was, and one of its length came within one step of the clock."""
+    path = tmp_path / "ledger.jsonl"
+    writer, reader = LedgerFile(str(path)), LedgerFile(str(path))
+    append(writer, "n0")
+    real, state = os.fsync, _store._state
+    monkeypatch.setattr(_store, "_state", lambda descriptor: state(descriptor)[:3])
+
+    def full(_descriptor: int) -> None:
+        assert len(reader.chain().events) == 2
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DsmError):
+        append(writer, "n1")
+    monkeypatch.setattr(os, "fsync", real)
+    append(writer, "n2")
+    assert append(reader, "n3").sequence == 3
+    chain = LedgerFile(str(path)).chain()
+    assert chain.problems == () and [event.subject for event in chain.events] == ["n0", "n2", "n3"]
+    with open(path, "r+b") as file:
+        file.truncate(10)
+    monkeypatch.setattr(_store, "_state", lambda _descriptor: (1,))
+    reader.chain()
+    path.write_bytes(b"")
+    assert append(reader, "n4").sequence == 1
+
+
 def test_another_ledger_in_its_place_and_none(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     book, other = LedgerFile(str(path)), LedgerFile(str(tmp_path / "other.jsonl"))

@@ -315,6 +315,8 @@ def test_f25_a_manifest_that_was_changed_is_repaired_and_never_brought(stores: S
     error = stores.refused()
     assert codes(error) == ["OTHER_UNCLEAR"] and list(stores.verdicts()) == ids[:1]
     assert "the ledger there knows (manifest, sealed_for)" in error.reasons[0].message
+    (site,) = [site for site in info(str(stores.second), "", "")["sites"] if not site["here"]]
+    assert (site["newest_verified"], site["verified"], site["missing"]) == (ids[0], 1, 1)
     there.write_bytes(right)
     stores.run()
     here = stores.second / CLUSTER / "backups" / ids[1] / "manifest.json"
@@ -331,23 +333,44 @@ def test_f25_a_bad_copy_is_not_repaired_with_a_manifest_that_this_ledger_does_no
     (name,) = stores.fill("ok", sealed=(golden(),))
     stores.run()
     before = (stores.second / CLUSTER / "backups" / name / "manifest.json").read_bytes()
-    stores.damage(name)
+    path = stores.second / CLUSTER / "backups" / name / "manifest.json"
+    path.unlink()
     stores.lose("first")
+    when = stores.filler.start + 3600.0
     stores.filler = Filler(stores.first, 8)
-    stores.fill("ok", sealed=())
+    stores.fill("ok", sealed=(), when=when)
     assert stores.filler.ids == [name]
     stores.second.joinpath(CLUSTER, "other.jsonl").unlink()
     error = stores.refused()
     assert codes(error) == ["BOTH_FAILED"] and "the ledger here knows (" in error.reasons[0].message
     assert "sealed_for" in error.reasons[0].message
-    assert (stores.second / CLUSTER / "backups" / name / "manifest.json").read_bytes() == before
+    # Where only the bytes are bad, nothing but bytes is wanted.
+    path.write_bytes(before)
+    stores.damage(name)
+    assert [step["action"] for step in stores.run().backups] == ["repair"]
+    assert path.read_bytes() == before and stores.verdicts() == {name: "ok"}
+
+
+def test_f25_what_an_older_release_repaired_with_another_manifest_of_the_same_bytes_is_good(
+    stores: Stores, quick: None
+) -> None:
+    """Where both sites were shipped into, a repair brought the other's manifest, and the record stayed as it was."""
+    name = stores.filler.publish("ok", sealed=())
+    stores.filler.forget("manifest")
+    stores.filler.close()
+    path = stores.filler.backups / name / "manifest.json"
+    resealed(path, source={**json.loads(path.read_text())["source"], "host": "192.0.2.7"})
+    assert stores.verdicts("first") == {name: "ok"}
+    resealed(path, version="5.4.2032")
+    assert stores.verdicts("first") == {name: "failed"}
 
 
 def test_two_stores_that_both_were_shipped_into_are_not_mixed(stores: Stores, quick: None) -> None:
     ids = stores.fill("ok", sealed=())
     stores.run()
     other = Filler(stores.first.parent / "third", 8)
-    other.publish("ok", files=(("backup.bin", b"something else"),), sealed=())
+    when = stores.filler.start + 3600.0
+    other.publish("ok", files=(("backup.bin", b"something else"),), sealed=(), when=when)
     other.close()
     shutil.rmtree(stores.first)
     (stores.first.parent / "third").rename(stores.first)
