@@ -999,6 +999,7 @@ def test_f23_a_slice_that_is_right_does_not_hide_what_failed_before(filler: Fill
     assert doubts(run(filler, ids=names[1:], turn=1, turns=2)) == []
     with pytest.raises(DsmError):
         refuse_failed(later, [], False)
+    assert [reason.code for reason in refuse_failed(later, ["STILL_FAILED"], False)] == ["STILL_FAILED"]
     path.write_bytes(b"1")
     assert doubts(run(filler, run_id="whole")) == [] == doubts(run(filler, turn=bad, turns=2, run_id="last"))
 
@@ -1022,6 +1023,26 @@ def test_f23_who_is_contradicted_by_the_ledger_does_not_say_ok(filler: Filler, m
     assert "CORRUPT" in result.verdicts[0].reasons[0].message and verdict_of(filler, 0) == "failed"
     with pytest.raises(DsmError):
         refuse_failed(result, [], False)
+
+
+def test_what_else_is_recorded_meanwhile_contradicts_nothing(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """News of others, and what does not doubt this one."""
+    name, other = filler.publish("", sealed=()), filler.publish("", sealed=())
+    filler.close()
+    real = _verify._content
+
+    def content(data: str, item: manifest.FileEntry, verdict: _verify.Verdict) -> bool:
+        shipped = dict(store_of(filler).ledger.trusted().events[1].data)
+        filler.event("shipped", other, shipped, time.time())
+        filler.event("verified", other, {"verdict": "failed", "digest": shipped["digest"]}, time.time())
+        filler.event("verified", name, {"verdict": "ok", "digest": verdict.digest}, time.time())
+        filler.event("proved", name, {"backup": name}, time.time())
+        filler.close()
+        return real(data, item, verdict)
+
+    monkeypatch.setattr(_verify, "_content", content)
+    result = run(filler, ids=[name])
+    assert codes(result) == [[]] and result.notes == [] and [subject for subject, _data in recorded(filler)] == [name]
 
 
 def test_f09_what_is_recorded_as_shipped_meanwhile_stays_unverified(
