@@ -277,3 +277,12 @@ def test_verification_judges_by_all_that_the_inventory_says(tmp_path, play_store
     assert "failed=0" in told and "changed=0" in told, told
     assert re.search(r'"0000000[12]-\w+ +\d+ +(whole|a part|nothing) +ok', told), told
     assert "kmsops_dsm_store_verified_copies" in metrics.read_text(encoding="utf-8")
+
+
+def test_secrets_that_somebody_forgot_to_encrypt_are_refused_and_never_shown(tmp_path, play_store):
+    bundle = tmp_path / "secrets.yaml"
+    bundle.write_text("apiVersion: v1\nkind: Secret\ndata:\n  master: VGhlTWFzdGVyS2V5\n")
+    told = play_store(
+        "escrow_parts", "-vvv", "--extra-vars", "dsm_nodes_group=dsm_store", dsm_secrets_bundle=str(bundle)
+    )
+    assert "is no encrypted bundle" in told and "VGhlTWFzdGVyS2V5" not in told
