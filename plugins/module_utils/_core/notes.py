@@ -63,8 +63,7 @@ class Notes:
     def said(self, state: str, saying: Saying) -> Notes:
         """After ``saying`` with ``state`` pinned, unpinned, released or noted; the same object if that is no news."""
         if state == "pinned":
-            same = self.pin is not None and (self.pin.why, self.pin.until) == (saying.why, saying.until)
-            return self if same else replace(self, pin=saying)
+            return self._pinned(saying)
         if state == "unpinned":
             return self if self.pin is None and self.released is None else replace(self, pin=None, released=None)
         if state == "released":
@@ -73,12 +72,29 @@ class Notes:
             return self
         return replace(self, notes=(*self.notes, saying))
 
+    def _pinned(self, saying: Saying) -> Notes:
+        """Nobody shortens the pin of somebody else without a word: the one that holds longer stays the pin, the other
+        one is noted."""
+        if self.pin is None:
+            return replace(self, pin=saying)
+        if (self.pin.why, self.pin.until) == (saying.why, saying.until):
+            return self
+        if self.pin.who == saying.who:
+            return replace(self, pin=saying)
+        longer, other = sorted((self.pin, saying), key=_end, reverse=True)
+        known = any((note.who, note.why, note.until) == (other.who, other.why, other.until) for note in self.notes)
+        return self if longer is self.pin and known else replace(self, pin=longer, notes=(*self.notes, other))
+
     def holds(self, now: float) -> list[Problem]:
         """Why the backup may not go: its pin, if it has not ended."""
         if self.pin is None or (self.pin.until is not None and utc_seconds(self.pin.until) + MARGIN < now):
             return []
         until = f" until {self.pin.until}" if self.pin.until else ""
         return [Problem("PINNED", f"pinned by {self.pin.who} at {self.pin.at}{until}: {self.pin.why}")]
+
+
+def _end(pin: Saying) -> float:
+    return float("inf") if pin.until is None else utc_seconds(pin.until)
 
 
 def dump(notes: Notes, cluster_id: str, backup_id: str) -> bytes:

@@ -40,6 +40,22 @@ def test_notes_survive_the_round_trip() -> None:
     assert notes.parse(notes.dump(Notes(), CLUSTER, BACKUP), CLUSTER, BACKUP) == Notes()
 
 
+def test_f15_nobody_shortens_the_pin_of_somebody_else_without_a_word() -> None:
+    def pin(who: str, until: str | None) -> Saying:
+        return Saying(who, SAID.at, f"asked by {who}", until)
+
+    endless, short, longer = pin("a", None), pin("b", "2026-11-25T00:00:00Z"), pin("c", "2026-11-26T00:00:00Z")
+    held = Notes().said("pinned", endless).said("pinned", short)
+    assert (held.pin, held.notes) == (endless, (short,)) and held.said("pinned", short) is held
+    late = utc_seconds("2027-11-25T00:00:00Z")
+    assert held.holds(late)
+    assert Notes().said("pinned", short).said("pinned", longer) == Notes(pin=longer, notes=(short,))
+    assert Notes().said("pinned", short).said("pinned", endless).pin == endless
+    assert held.said("unpinned", short).pin is None
+    mine = held.said("pinned", pin("a", "2026-11-23T00:00:00Z"))
+    assert mine.pin == pin("a", "2026-11-23T00:00:00Z") and not mine.holds(late)
+
+
 def test_saying_the_same_again_is_no_news() -> None:
     pinned = Notes().said("pinned", SAID)
     assert pinned.pin == SAID and pinned.said("pinned", LATER) is pinned
