@@ -254,9 +254,9 @@ def lag_problems(other: Site | None, now: float, max_lag: float) -> list[Problem
         message = f"{other.site} was last looked at {age:.0f} s ago; {max_lag:.0f} s are allowed"
         found.append(Problem("UNSEEN", message))
     behind = now - utc_seconds(other.missing_since) if other.missing_since else 0.0
-    if behind > max_lag:
-        message = f"{other.missing} backups of {other.site} are not here, the oldest for {behind:.0f} s"
-        found.append(Problem("BEHIND", message))
+    if other.missing and (behind > max_lag or not other.missing_since):
+        since = f"the oldest for {behind:.0f} s" if other.missing_since else "and nothing says since when"
+        found.append(Problem("BEHIND", f"{other.missing} backups of {other.site} are not here, {since}"))
     return found
 
 

@@ -23,7 +23,7 @@ from .._core import ledger, parts, replication
 from .._core.catalogue import StoreIdentity, dump_identity
 from .._core.manifest import BACKUP_ID, Manifest
 from .._core.replication import Here, Step, There
-from .._core.room import fitting
+from .._core.room import fitting, with_headroom
 from .._core.strict import Invalid, Problem, load, utc_text
 from .._errors import DsmError, Reason, Refused, Unreadable, reasons_of
 from . import _structure
@@ -176,6 +176,8 @@ class _Run:
         self.result = ReplicateResult()
         self.manifests: dict[str, Manifest] = {}
         self.broken_ledger = False
+        #: the newest, where there is no room for it
+        self.waiting: Step | None = None
 
     def go(self) -> None:
         """Look, decide, act."""
@@ -205,10 +207,11 @@ class _Run:
                 self._record_published(store, met)
                 self._take_over_events(store, met)
                 self._take_parts(look, store)
+            self._guarded(store, lambda: self._ask_for_room(store))
             for step in self.steps:
                 if not self._carry_out(step, store, lease):
                     break
-            self._tidy_up(store)
+            self._guarded(store, lambda: self._tidy_up(store))
             self._remember_other(store, met)
             self._tell(store)
 
@@ -327,6 +330,12 @@ class _Run:
             except Invalid as error:
                 there[name] = self._unclear(name, str(error))
                 continue
+            except Refused as error:
+                # The disk there does not give this one; a link that is lost would be none of this.
+                if error.code != "OTHER_UNREADABLE":
+                    raise
+                there[name] = self._unclear(name, error.message)
+                continue
             mine = self._intact_manifest(store, name)
             known = {} if mine is not None else self.recorded.get(name, {})
             other_than = _other_than(manifest, there=folded.get(name, {}), here=known)
@@ -356,6 +365,7 @@ class _Run:
         landed = sum(landed_bytes(path) for path in (store.incoming_path, store.repairs_path))
         sizes = [(self.manifests[step.id].bytes, len(self.manifests[step.id].files)) for step in steps]
         chosen = steps[: fitting(sizes, free + landed, inodes, self.request.headroom)]
+        self.waiting = steps[0] if steps and not chosen else None
         if len(chosen) < len(steps):
             need = sum(size for size, _files in sizes)
             full = store_full(store.path, OSError(28, "not enough free space"))
@@ -369,6 +379,15 @@ class _Run:
                 )
             )
         return list(chosen)
+
+    def _ask_for_room(self, store: ClusterStore) -> None:
+        """Let pruning make room for the newest, if there is none: what is older comes behind it."""
+        if self.waiting is None or self.broken_ledger:
+            return
+        wanted = with_headroom(self.manifests[self.waiting.id].bytes, self.request.headroom)
+        if ledger.wanted_room(store.ledger.chain().events) != wanted:
+            data = {"name": self.waiting.id, "host": self.request.other.name, "bytes": wanted, "newer": []}
+            store.ledger.append_all(self.request.run_id, [("no_room", self.waiting.id, data)])
 
     def _bundles(self, look: Look, store: ClusterStore) -> list[parts.Bundle]:
         found = []
@@ -420,6 +439,9 @@ class _Run:
                 continue
             except DsmError as error:
                 self.result.reasons += reasons_of(error)
+                continue
+            except OSError as error:
+                self.result.reasons += reasons_of(local_failure(store.path, error))
                 continue
             self.result.parts.append(f"{bundle.part}/{bundle.id}")
             self.request.checkpoint("bundle stored")

@@ -282,6 +282,8 @@ def test_lag() -> None:
     assert lag_problems(behind, NOW, 60) == []
     assert [problem.code for problem in lag_problems(behind, NOW + 1, 60)] == ["BEHIND"]
     assert [problem.code for problem in lag_problems(behind, NOW + 61, 60)] == ["UNSEEN", "BEHIND"]
+    (unknown,) = lag_problems(behind._replace(missing_since=None), NOW, 60)
+    assert unknown.code == "BEHIND" and "nothing says since when" in unknown.message
 
 
 def test_only_what_can_be_done_here_is_asked_of_a_person() -> None:

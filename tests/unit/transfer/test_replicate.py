@@ -24,7 +24,13 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.notes im
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import digest
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _pull, _replicate, _store, _verify
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import (
+    _endpoint,
+    _pull,
+    _replicate,
+    _store,
+    _verify,
+)
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import say
@@ -937,3 +943,72 @@ def test_a_golden_copy_whose_repair_was_killed_stays_golden(stores: Stores, quic
         patch.setattr(ClusterStore, "free", lambda _self: (0, 1000))
         done = prune(stores.store(), PruneRequest(Policy(keep=1), need=5, run_id="p"), False)
     assert gold not in done.removed and free
+
+
+# -- one thing that fails stops no other -------------------------------------------------------------------------------
+def test_f13_a_second_store_makes_room_for_a_larger_backup(
+    stores: Stores, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the first one does: what waits for room is remembered, and pruning there makes it."""
+    stores.fill(*["ok"] * 5, sealed=(), files=(("x", b"x" * 1000),))
+    stores.run()
+    for name in stores.verdicts():
+        verify(stores.store(), VerifyRequest(ids=[name], run_id="v"))
+    (large,) = stores.fill("ok", sealed=(), files=(("x", b"x" * 2000),))
+
+    def free(self: ClusterStore) -> tuple[int, int]:
+        files = Path(self.backups_path).glob("*/data/**/*")
+        return 6200 - sum(path.stat().st_size for path in files if path.is_file()), 1 << 30
+
+    monkeypatch.setattr(ClusterStore, "free", free)
+    for _again in range(2):
+        assert stores.refused().code == "STORE_FULL"
+        told = [event for event in stores.store().ledger.trusted().events if event.kind == "no_room"]
+        assert [(event.subject, event.data["bytes"]) for event in told] == [(large, 2200)]
+    prune(stores.store(), PruneRequest(Policy(keep=2), run_id="p"), False)
+    stores.run()
+    assert large in stores.verdicts() and len(stores.verdicts()) == 5
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, where: str, number: int) -> None:
+    """A function that fails for every path that has ``where`` in it."""
+    real = getattr(module, name)
+
+    def fails(*arguments: Any, **named: Any) -> Any:
+        (path,) = [one for one in arguments if isinstance(one, (str, Path))][:1] or [""]
+        if where in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(module, name, fails)
+
+
+def test_f28_one_manifest_there_that_cannot_be_read_stops_no_other(
+    stores: Stores, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = stores.fill("ok", "ok", "ok", sealed=())
+    failing(monkeypatch, _endpoint.LocalSession, "read", f"{ids[0]}/manifest.json", errno.EIO)
+    assert codes(stores.refused()) == ["OTHER_UNCLEAR"] and list(stores.verdicts()) == ids[1:]
+
+
+def test_f28_a_bundle_whose_place_cannot_be_written_stops_no_backup(
+    stores: Stores, quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ids = stores.fill("ok", "ok", sealed=())
+    bundle = tmp_path / "b.cms"
+    bundle.write_bytes(b"-----BEGIN CMS-----\nMIIB\n-----END CMS-----\n")
+    put(stores.store("first"), "config", str(bundle), FINGERPRINT, "", True)
+    failing(monkeypatch, os, "mkdir", f"{stores.second}/{CLUSTER}/config", errno.EIO)
+    stores.refused()
+    assert list(stores.verdicts()) == ids
+
+
+def test_f18_the_other_site_was_seen_also_where_a_repair_cannot_be_tidied_up(
+    stores: Stores, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (name,) = stores.fill("ok", sealed=())
+    stores.run()
+    (stores.second / CLUSTER / "repair" / name).mkdir(parents=True)
+    (stores.second / CLUSTER / "other.json").unlink()
+    failing(monkeypatch, shutil, "rmtree", "/repair/", errno.EPERM)
+    assert "sites" in stores.refused().details and (stores.second / CLUSTER / "other.json").exists()
