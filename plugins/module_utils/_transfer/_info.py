@@ -39,7 +39,7 @@ def info(
     known: list[dict[str, t.Any]] = []
     for store in stores:
         folded = ledger.fold(store.ledger.chain().events)
-        parts = states(store)
+        parts = states(store, read=True)
         kept = keep(store, folded, store.entries())
         backups.extend(_described(store, one, folded, details, parts, require) for one in kept)
         known.extend(sites(store, kept, time.time()))
@@ -65,12 +65,13 @@ def _described(
     said = one.notes.as_dict()
     found = dict(parts.get(entry.manifest.fingerprint, {}) if entry.manifest is not None else {})
     lacks = missing(found, require)
+    whole = entry.manifest is not None and one.verdict != "failed"
     common: dict[str, t.Any] = {
         "id": entry.id,
         "cluster_id": store.identity.cluster_id,
         "state": entry.state,
         "published": entry.manifest is not None,
-        "complete": entry.manifest is not None and not lacks,
+        "complete": whole and not lacks,
         "verdict": one.verdict,
         "verified": one.verdict == "ok",
         "pin": said["pin"],
@@ -80,7 +81,7 @@ def _described(
         common.update(
             verified_at=one.verified_at,
             last_full_read=last_full_read(store, entry),
-            parts={"data": "ok" if entry.manifest is not None else "failed", **found},
+            parts={"data": "ok" if whole else "failed", **found},
             released=said["released"],
             notes=said["notes"],
         )
@@ -101,7 +102,8 @@ def _described(
 
 
 def _shown(item: t.Mapping[str, t.Any]) -> str:
-    return str(item["state"]) if item["complete"] or not item["published"] else "incomplete"
+    lacks = item["published"] and not item["complete"] and item["verdict"] != "failed"
+    return "incomplete" if lacks else str(item["state"])
 
 
 def table(backups: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:

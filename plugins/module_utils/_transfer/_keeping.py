@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from .._core import ledger, notes, replication, retention, rotation
 from .._core.manifest import BACKUP_ID
 from .._core.openability import classify, copy_of
+from .._core.parts import missing
 from .._core.strict import Invalid, Problem, utc_seconds
 from .._errors import DsmError, Reason, Unreadable
 from ._disk import read_bytes, write_atomically
+from ._parts import states
 from ._store import REMOVED, ClusterStore, Entry, as_reasons
 
 #: Not ours to remove, or made by a release that knows more.
@@ -168,6 +170,34 @@ def counted_once(
             instead[one.id] = counted
         once.append(one if counted == one.id else one._replace(verdict="unverified"))
     return once, instead
+
+
+def complete(
+    store: ClusterStore,
+    found: t.Iterable[retention.Item],
+    entries: t.Iterable[Entry],
+    require: t.Sequence[str],
+    keep_: int,
+) -> list[retention.Item]:
+    """Copies that lack a required part do not count as verified (F06). The newest ``keep_`` of which every byte was
+    found right stay nevertheless: a bundle can be made again, they cannot."""
+    known = states(store, read=True) if require else {}
+    lacking_one = {
+        entry.id
+        for entry in entries
+        if entry.manifest is not None and missing(known.get(entry.manifest.fingerprint, {}), require)
+    }
+    message = f"one of the {keep_} newest of which every byte was found right, although a part is missing"
+    judged = []
+    right = 0
+    for one in sorted(found, key=lambda item: item.sequence, reverse=True):
+        right += one.verdict == "ok"
+        if one.verdict == "ok" and one.id in lacking_one:
+            floor = [Problem("FLOOR", message)] if right <= keep_ else []
+            judged.append(one._replace(verdict="unverified", holds=(*one.holds, *floor)))
+        else:
+            judged.append(one)
+    return judged
 
 
 def _item(

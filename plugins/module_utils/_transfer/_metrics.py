@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 import time
+import typing as t
 
-from .._core import ledger, metrics, retention
+from .._core import ledger, metrics, parts, retention
 from .._core.strict import Invalid, load, utc_seconds
 from .._errors import DsmError, Refused
 from ._disk import read_bytes, write_atomically
-from ._keeping import counted_once, items, keep, least_recent_read, members
+from ._keeping import complete, counted_once, items, keep, least_recent_read, members
 from ._store import ClusterStore
 
 
@@ -39,30 +40,35 @@ def write(store: ClusterStore, path: str) -> None:
     entries = store.entries()
     kept = keep(store, folded, entries)
     # As pruning counts, or a store that it calls too small would look large enough here.
-    found, _instead = counted_once(items(store, kept, folded, now), entries)
-    policy = read_policy(store)
+    once, _instead = counted_once(items(store, kept, folded, now), entries)
+    policy, require = read_policy(store)
+    found = complete(store, once, entries, require, policy.keep if policy else 0)
     free = store.free()[0]
     plan = retention.plan(found, policy, now=now, free=free, members=members(folded)) if policy else None
-    good = [one.entry.manifest for one in kept if one.verdict == "ok" and one.entry.manifest is not None]
+    counted = {one.id for one in found if one.verdict == "ok"}
+    good = [entry.manifest for entry in entries if entry.id in counted and entry.manifest is not None]
     last = utc_seconds(good[-1].published_at) if good else None
     facts = metrics.Facts(store.identity.cluster_id, found, plan, free, now, least_recent_read(store, kept), last)
     write_atomically(path, metrics.render(facts).encode("ascii"), mode=0o644)
 
 
-def remember_policy(store: ClusterStore, policy: retention.Policy) -> None:
-    """Keep the policy that was carried out; written only when it is another."""
-    if policy != read_policy(store):
-        data = json.dumps({"schema": 1, **policy._asdict()}, sort_keys=True).encode("ascii")
+def remember_policy(store: ClusterStore, policy: retention.Policy, require: t.Sequence[str]) -> None:
+    """Keep the policy that was carried out, and the parts that it required; written only when it is another."""
+    if (policy, sorted(require)) != read_policy(store):
+        value = {"schema": 1, "require": sorted(require), **policy._asdict()}
+        data = json.dumps(value, sort_keys=True).encode("ascii")
         write_atomically(os.path.join(store.path, "retention.json"), data)
 
 
-def read_policy(store: ClusterStore) -> retention.Policy | None:
-    """The policy that was last carried out; None if it is not known, it only serves to look ahead."""
+def read_policy(store: ClusterStore) -> tuple[retention.Policy | None, list[str]]:
+    """The policy that was last carried out and the parts that it required; None if it is not known, it only serves to
+    look ahead."""
     try:
         value = load(read_bytes(os.path.join(store.path, "retention.json")), "retention.json")
-        if value.pop("schema", None) != 1:
-            return None
+        require = value.pop("require", [])
+        if value.pop("schema", None) != 1 or not set(require) <= set(parts.PARTS):
+            return None, []
         policy = retention.Policy(**value)
-        return None if retention.policy_problems(policy) else policy
+        return (None, []) if retention.policy_problems(policy) else (policy, sorted(require))
     except (FileNotFoundError, DsmError, Invalid, TypeError):
-        return None
+        return None, []

@@ -22,13 +22,11 @@ from dataclasses import dataclass, field
 
 from .._core import ledger, retention, tables
 from .._core.manifest import BACKUP_ID
-from .._core.parts import missing
 from .._core.strict import Problem, utc_text
 from .._errors import DsmError, Reason, Refused, refuse_unless_accepted
 from . import _metrics
 from ._disk import remove_tree
-from ._keeping import counted_once, items, keep, lacking, lost_history, members, remains, tree_bytes
-from ._parts import states
+from ._keeping import complete, counted_once, items, keep, lacking, lost_history, members, remains, tree_bytes
 from ._store import BAD, REMOVED, Checkpoint, ClusterStore, Entry, Lease, as_reasons, no_checkpoint
 
 _ANEW = "Run again: the plan is made anew."
@@ -207,7 +205,7 @@ class _Run:
                 stack.enter_context(self.store.mutex())
                 taken_over = self.store.refuse_if_held()
                 self.whole_run_locked = True
-            self.store.take_back()
+            self.guarded("incoming", self.store.take_back)
         if taken_over:
             self.result.notes.append(f"Took over the lease of {taken_over}.")
 
@@ -261,18 +259,18 @@ class _Run:
         )
         self.events_seen = len(chain.events)
         self.folded = folded = ledger.fold(chain.events)
-        found = self._counted_once(items(self.store, keep(self.store, folded, entries), folded, now), entries)
-        if self.request.require:
-            found = self._complete(found, entries)
+        found = items(self.store, keep(self.store, folded, entries), folded, now)
         by_id = {entry.id: entry for entry in entries}
         self.policy = policy = self.request.policy._replace(need=self._need(entries, chain.events))
         looked_at: set[str] = set()
         while True:
+            once, instead = counted_once(found, entries)
+            counted = complete(self.store, once, entries, self.request.require, policy.keep)
             plan = retention.plan(
-                found, policy, now=now, free=self.store.free()[0] + will_be_free, members=members(folded)
+                counted, policy, now=now, free=self.store.free()[0] + will_be_free, members=members(folded)
             )
             if not plan.removals:
-                return plan
+                break
             floor = [
                 one.item.id
                 for one in plan.decisions
@@ -281,32 +279,15 @@ class _Run:
             doubtful = {name: problem for name in floor for problem in [lacking(self.store, by_id[name])] if problem}
             looked_at.update(floor)
             if not doubtful:
-                return plan
+                break
             self.result.failures.extend(
                 Reason(problem.code, problem.message, _REMEDIES[problem.code]) for problem in doubtful.values()
             )
             found = [_held(one, doubtful[one.id]) if one.id in doubtful else one for one in found]
-
-    def _counted_once(self, found: t.Iterable[retention.Item], entries: t.Iterable[Entry]) -> list[retention.Item]:
-        """Each delivery once, and a note of what does not count."""
-        once, instead = counted_once(found, entries)
         self.result.notes.extend(
-            f"{name} counts as not verified: {counted} is the same delivery." for name, counted in instead.items()
+            f"{name} counts as not verified: {newer} is the same delivery." for name, newer in instead.items()
         )
-        return once
-
-    def _complete(self, found: t.Iterable[retention.Item], entries: t.Iterable[Entry]) -> list[retention.Item]:
-        """Copies that lack a required part do not count as verified (F06)."""
-        known = states(self.store)
-        lacking_one = {
-            entry.id
-            for entry in entries
-            if entry.manifest is not None and missing(known.get(entry.manifest.fingerprint, {}), self.request.require)
-        }
-        return [
-            one._replace(verdict="unverified") if one.id in lacking_one and one.verdict == "ok" else one
-            for one in found
-        ]
+        return plan
 
     def _need(self, entries: t.Sequence[Entry], events: t.Sequence[ledger.Event]) -> int:
         """Room for one more like the newest, and for the one that had no room when it was to be shipped."""
@@ -340,7 +321,7 @@ class _Run:
     def tell(self) -> None:
         """Remember the policy and write the metrics."""
         self.store.refresh_index()
-        _metrics.remember_policy(self.store, self.policy)
+        _metrics.remember_policy(self.store, self.policy, self.request.require)
         if self.request.metrics is not None:
             _metrics.write(self.store, self.request.metrics)
 
@@ -482,10 +463,14 @@ def _held(item: retention.Item, problem: Problem) -> retention.Item:
 
 def _touched(directory: str) -> float:
     """When anything in a directory was last written, or was moved into or out of it (s)."""
-    stamps = [os.lstat(directory).st_mtime]
-    for parent, _directories, files in os.walk(directory):
-        stamps.extend(os.lstat(os.path.join(parent, file)).st_mtime for file in files)
-    return max(stamps)
+    try:
+        stamps = [os.lstat(directory).st_mtime]
+        for parent, _directories, files in os.walk(directory):
+            stamps.extend(os.lstat(os.path.join(parent, file)).st_mtime for file in files)
+        return max(stamps)
+    except OSError:
+        # What the disk does not tell about, or is being changed at this moment.
+        return time.time()
 
 
 def described(one: retention.Decision) -> dict[str, t.Any]:

@@ -206,3 +206,21 @@ def test_documents(filler: Filler) -> None:
         assert code in [problem.code for problem in caught.value.problems], bad
     other = parts.Bundle(**{**bundle.__dict__, "id": "00000002-20261122T000000Z", "fingerprint": "cd" * 32})
     assert parts.newest([bundle, other], FINGERPRINT) == bundle and parts.newest([], FINGERPRINT) is None
+
+
+def test_f06_the_data_that_failed_are_a_part_that_is_missing(filler: Filler) -> None:
+    shutil.rmtree(filler.backups / filler.ids[0] / "data")
+    verify(store_of(filler), VerifyRequest())
+    said = info(str(filler.path.parent), "", "")
+    told = said["backups"][0]
+    assert (told["verdict"], told["complete"], told["parts"]["data"]) == ("failed", False, "failed")
+    assert " incomplete " not in said["table"][1]
+
+
+def test_f06_a_bundle_of_the_same_size_with_other_bytes_is_missing_for_all(filler: Filler) -> None:
+    escrow(filler, "config")
+    (stored,) = (filler.path / "config").glob("*/bundle.cms")
+    stored.write_bytes(stored.read_bytes()[::-1])
+    assert verified(filler, ["config"]) and not any(complete for complete, _codes in listed(filler, ["config"]))
+    plan = prune(store_of(filler), PruneRequest(Policy(keep=1), run_id="p", require=["config"]), True).plan
+    assert plan and plan.verified == 0

@@ -78,6 +78,10 @@ def here(filler: Filler) -> list[str]:
     return [entry.id[7] for entry in store_of(filler).entries() if entry.state == "published"]
 
 
+def here_ids(filler: Filler) -> list[str]:
+    return [entry.id for entry in store_of(filler).entries() if entry.state == "published"]
+
+
 def events(filler: Filler, kind: str = "pruned") -> dict[str, Any]:
     chain = ClusterStore.require(str(filler.path.parent)).ledger.trusted()
     return {event.subject: event.data for event in chain.events if event.kind == kind}
@@ -163,10 +167,22 @@ def test_metrics_and_policy_are_written_at_the_end(filler: Filler, tmp_path: Pat
     assert (
         "next_expiry_timestamp_seconds{" in text and text.endswith("# EOF\n") and path.stat().st_mode & 0o777 == 0o644
     )
-    assert _metrics.read_policy(store_of(filler)) == Policy(keep=1, max_copies=1, max_age=10.0**8, need=7)
-    for bad in (b"", b"{}", b'{"schema": 1}', b'{"schema": 1, "keep": 0}', b'{"schema": 2, "keep": 1}'):
+    policy = Policy(keep=1, max_copies=1, max_age=10.0**8, need=7)
+    assert _metrics.read_policy(store_of(filler)) == (policy, [])
+    for bad in (
+        b"",
+        b"{}",
+        b'{"schema": 1}',
+        b'{"schema": 1, "keep": 0}',
+        b'{"schema": 2, "keep": 1}',
+        b'{"schema": 1, "keep": 1, "require": ["nothing"]}',
+        b'{"schema": 1, "keep": 1, "require": 1}',
+    ):
         (filler.path / "retention.json").write_bytes(bad)
-        assert _metrics.read_policy(store_of(filler)) is None
+        assert _metrics.read_policy(store_of(filler)) == (None, [])
+    # A release that did not remember what is required.
+    (filler.path / "retention.json").write_bytes(b'{"schema": 1, "keep": 1}')
+    assert _metrics.read_policy(store_of(filler)) == (Policy(keep=1), [])
     _metrics.write(store_of(filler), str(path))
     assert "next_expiry" not in path.read_text()
 
@@ -1329,3 +1345,97 @@ def test_f28_a_wreck_that_the_disk_does_not_tell_about_is_as_young_as_can_be(
     done = run(filler, check=True)
     assert done.removed == ids[:2]
     _metrics.write(store_of(filler), str(filler.path / "dsm.prom"))
+
+
+# -- room and required parts ------------------------------------------------------------------------------------------
+def disk(monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
+    """A disk that has so many bytes for the data of published backups."""
+
+    def free(self: ClusterStore) -> tuple[int, int]:
+        files = Path(self.backups_path).glob("*/data/**/*")
+        return capacity - sum(path.stat().st_size for path in files if path.is_file()), 1 << 30
+
+    monkeypatch.setattr(ClusterStore, "free", free)
+
+
+def test_f06_a_missing_bundle_does_not_cost_every_verified_copy_of_the_data(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be made again. Hourly backups come after the nightly verification, and the disk is full."""
+    ids = fill(filler, "ok", "ok", "ok", "ok", "", "", "")
+    disk(monkeypatch, 70)
+    removed = []
+    for _night in range(3):
+        removed += run(filler, Policy(keep=3), require=["config"], need=10).removed
+        fill(filler, "")
+    assert removed == [ids[0], *ids[4:6]] and set(ids[1:4]) <= {*here_ids(filler)}
+    oldest = run(filler, Policy(keep=3), True, require=["config"]).returns()["plan"][0]
+    assert (oldest["verdict"], [reason["code"] for reason in oldest["reasons"]]) == ("unverified", ["FLOOR"])
+
+
+def test_f06_the_newest_that_is_right_stays_where_the_one_after_it_is_a_wreck(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = fill(filler, "ok", "ok", "")
+    shutil.rmtree(filler.backups / ids[1] / "data")
+    monkeypatch.setattr(ClusterStore, "free", lambda _self: (0, 1000))
+    error = refused(filler, Policy(keep=1), require=["config"], need=10)
+    assert ids[0] in here_ids(filler) and {reason.code for reason in error.reasons} == {"MISSING_FILE", "STORE_FULL"}
+
+
+def test_of_two_copies_of_one_delivery_the_other_counts_where_the_newer_is_a_wreck(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"host": "landing", "path": "x", "layout": "single", "key": "same", "hash": "none", "clock_skew": 0}
+    ids = fill(filler, "ok", "ok", source=source) + fill(filler, "")
+    shutil.rmtree(filler.backups / ids[1] / "data")
+    monkeypatch.setattr(ClusterStore, "free", lambda _self: (0, 1000))
+    with pytest.raises(DsmError):
+        run(filler, Policy(keep=1), need=10)
+    assert ids[0] in here_ids(filler)
+
+
+def test_metrics_count_as_pruning_counts_where_a_part_is_missing(filler: Filler, tmp_path: Path) -> None:
+    fill(filler, "ok", "ok", "ok")
+    path = tmp_path / "dsm.prom"
+    done = run(filler, Policy(keep=1, max_age=1e9), need=0, require=["config"], metrics=str(path))
+    told = dict(re.findall(r"^kmsops_dsm_store_(\w+)\{.*\} (\S+)$", path.read_text(), re.M))
+    assert done.plan and done.plan.verified == 0 and done.plan.frozen
+    assert (told["verified_copies"], told["expiry_frozen"]) == ("0", "1")
+    assert "last_success_timestamp_seconds" not in told, "or the alarm on its age would never ring"
+
+
+def test_f28_an_unfinished_transfer_that_cannot_be_removed_stops_no_pruning(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = fill(filler, "ok", "ok", "ok")
+    (filler.path / "incoming" / ids[0] / "data").mkdir(parents=True)
+    real = shutil.rmtree
+
+    def rmtree(path: Any, *more: Any, **named: Any) -> None:
+        if "/incoming/" in str(path):
+            raise OSError(errno.EPERM, "Operation not permitted", str(path))
+        real(path, *more, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with pytest.raises(DsmError) as caught:
+        run(filler, Policy(keep=1, max_copies=1), need=0)
+    assert caught.value.details.get("removed"), caught.value
+
+
+def test_f28_a_file_in_incoming_that_the_disk_does_not_tell_about_stops_no_pruning(
+    filler: Filler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(filler, "ok", "ok", "ok")
+    stale = filler.path / "incoming" / "00000009-20260101T000000Z"
+    stale.mkdir(parents=True)
+    (stale / "journal.jsonl").write_text("")
+    real = os.lstat
+
+    def lstat(path: Any, *more: Any, **named: Any) -> os.stat_result:
+        if str(path).endswith("journal.jsonl"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path, *more, **named)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    assert len(run(filler, Policy(keep=1, max_copies=1)).removed) == 2 and stale.exists()
