@@ -23,7 +23,8 @@ options:
   state:
     description:
       - V(pinned) keeps it until it is unpinned, or until O(until).
-      - Of the pins of two people the one that ends later counts, and the other one is noted. Unpin it first to shorten it.
+      - Of the pins of two people the one that ends later counts, and the other one is noted. To shorten it, unpin it
+        first.
       - V(unpinned) takes away a pin and a release.
       - V(released) takes away a pin, and gives up its being golden.
       - V(noted) remembers O(why) and nothing else.

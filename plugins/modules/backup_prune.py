@@ -168,6 +168,10 @@ frozen:
   description: Why expiry by age rests, empty if it does not.
   returned: success
   type: str
+missing_inodes:
+  description: Inodes that are still missing for the next backup.
+  returned: success
+  type: int
 missing:
   description: Bytes that are still missing for the next backup.
   returned: success

@@ -20,6 +20,7 @@ from typing import Any, Callable, Container, Iterable, Mapping, NamedTuple, Sequ
 
 from .manifest import Manifest, Sealed, checksum
 from .openability import Copy, classify
+from .room import Room
 from .strict import Checker, Invalid, Problem, canonical, digest, load, utc_seconds
 
 GENESIS = "0" * 64
@@ -209,7 +210,7 @@ _FORMS: dict[str, dict[str, _Form]] = {
         "slices": _COUNT,
     },
     "pruned": {"verdict": _TEXT, "key": _TEXT},
-    "no_room": {"newer": _TEXTS, "bytes": _COUNT},
+    "no_room": {"newer": _TEXTS, "bytes": _COUNT, "files": _COUNT},
 }
 _EVENT = {
     "sequence": int,
@@ -583,15 +584,16 @@ def passed_over(events: Iterable[Event], here: Container[str]) -> set[str]:
     }
 
 
-def wanted_room(events: Sequence[Event]) -> int:
-    """Bytes, with headroom, that the newest delivery needed when there was no room for it; 0 if one came since then."""
+def wanted_room(events: Sequence[Event]) -> Room:
+    """What the newest delivery needed (bytes with headroom) when there was no room for it; nothing if one came since
+    then."""
     for event in reversed(events):
         if event.kind == "shipped":
-            return 0
+            return Room()
         if event.kind == "no_room" and not event.data.get("newer"):
-            wanted = event.data.get("bytes")
-            return wanted if wanted is not None and _is_count(wanted) else 0
-    return 0
+            wanted = (event.data.get(name) for name in Room._fields)
+            return Room(*(value if value is not None and _is_count(value) else 0 for value in wanted))
+    return Room()
 
 
 def is_recovery(event: Event) -> bool:

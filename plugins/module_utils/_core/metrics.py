@@ -27,6 +27,7 @@ _HELP = {
     "bytes": "Size of all backups.",
     "free_bytes": "Free space for backups.",
     "missing_bytes": "Space that the next backup lacks and retention may not make.",
+    "missing_inodes": "Inodes that the next backup lacks and retention may not make.",
     "expiry_frozen": "1 while expiry by age rests because nothing new was verified.",
     "next_expiry_timestamp_seconds": "When the next backup goes by age if backups keep coming.",
     "least_recent_read_timestamp_seconds": "Since when every file of every backup was read in full.",
@@ -69,6 +70,7 @@ def values(facts: Facts) -> dict[str, float]:
         found["last_success_age_seconds"] = max(0.0, facts.now - facts.last_success)
     if facts.plan is not None:
         found["missing_bytes"] = facts.plan.missing
+        found["missing_inodes"] = facts.plan.missing_files
         found["expiry_frozen"] = 1 if facts.plan.frozen else 0
         if facts.plan.next_expiry is not None:
             found["next_expiry_timestamp_seconds"] = facts.plan.next_expiry

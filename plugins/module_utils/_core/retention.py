@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Iterable, Mapping, NamedTuple, Sequence
 
+from .room import Room
 from .strict import Problem, utc_text
 
 OPENS = ("proved", "golden")
@@ -25,7 +26,8 @@ _FOREVER = float("inf")
 class Item(NamedTuple):
     """One backup in the store.
 
-    ``verdict`` is ``ok``, ``failed`` or ``unverified``; ``earliest`` and ``latest`` (s) bound its publication by the
+    ``verdict`` is ``ok``, ``failed`` or ``unverified``; ``bytes`` and ``files`` (inodes) are free when it is gone;
+    ``earliest`` and ``latest`` (s) bound its publication by the
     clocks that saw it; ``holds`` are reasons of its own to stay (pinned, being read, ...); ``opens`` has (node, kind)
     for each set-aside node that can open it, kind ``proved``, ``golden`` or ``presumed``; ``released`` says that a
     person gave up its being golden.
@@ -40,6 +42,7 @@ class Item(NamedTuple):
     holds: Sequence[Problem] = ()
     opens: Sequence[tuple[str, str]] = ()
     released: bool = False
+    files: int = 0
 
 
 class Policy(NamedTuple):
@@ -48,7 +51,8 @@ class Policy(NamedTuple):
     ``max_copies``: what has so many newer verified copies goes. ``keep_within``: but not what is younger than this,
     unless room is missing for the next backup.
     ``max_age``: what is older goes. ``failed_grace``: how long a failed copy waits to be repaired. ``fresh_within``:
-    how long the newest verified copy lets expiry by age go on. ``need``: what must be free for the next backup.
+    how long the newest verified copy lets expiry by age go on. ``need`` and ``need_files`` (inodes): what must be free
+    for the next backup.
     """
 
     keep: int
@@ -58,6 +62,7 @@ class Policy(NamedTuple):
     failed_grace: float = 604800.0
     fresh_within: float = 259200.0
     need: int = 0
+    need_files: int = 0
 
 
 class Decision(NamedTuple):
@@ -70,8 +75,9 @@ class Decision(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All decisions, oldest first. ``missing`` bytes stay missing for the next backup; ``next_expiry`` (s) is when the
-    next one goes by age if backups keep coming; ``frozen`` says why expiry by age rests, '' if it does not."""
+    """All decisions, oldest first. ``missing`` bytes and ``missing_files`` (inodes) stay missing for the next backup;
+    ``next_expiry`` (s) is when the next one goes by age if backups keep coming; ``frozen`` says why expiry by age
+    rests, '' if it does not."""
 
     decisions: Sequence[Decision]
     verified: int
@@ -79,6 +85,7 @@ class Plan(NamedTuple):
     frozen: str
     missing: int
     next_expiry: float | None
+    missing_files: int = 0
 
     @property
     def removals(self) -> list[Decision]:
@@ -98,7 +105,7 @@ def policy_problems(policy: Policy) -> list[Problem]:
         )
     if policy.max_age is not None and not 0 < policy.max_age < _FOREVER:
         problems.append(Problem("BAD_POLICY", f"max_age is {policy.max_age:g} s: give a positive time or leave it out"))
-    for name in ("keep_within", "failed_grace", "fresh_within", "need"):
+    for name in ("keep_within", "failed_grace", "fresh_within", "need", "need_files"):
         if not 0 <= getattr(policy, name) < _FOREVER:
             problems.append(Problem("BAD_POLICY", f"{name} is {getattr(policy, name):g}: it cannot be negative"))
     return problems
@@ -111,9 +118,16 @@ def bounds(published: float, source_skew: float | None) -> tuple[float, float]:
 
 
 def plan(
-    items: Iterable[Item], policy: Policy, *, now: float, free: int, members: frozenset[str] = frozenset()
+    items: Iterable[Item],
+    policy: Policy,
+    *,
+    now: float,
+    free: int,
+    free_files: int = 1 << 62,
+    members: frozenset[str] = frozenset(),
 ) -> Plan:
-    """Decide about every item. ``free`` bytes are free now; ``members`` are nodes that are no set-aside nodes now.
+    """Decide about every item. ``free`` bytes and ``free_files`` inodes are free now; ``members`` are nodes that are no
+    set-aside nodes now.
 
     Precondition: :class:`policy_problems` found nothing.
     """
@@ -126,7 +140,8 @@ def plan(
             reasons = _rules(item, policy, newer[item.id], ages[item.id], frozen)
             if reasons:
                 going[item.id] = reasons
-    missing = _make_room(newest_first, policy.need - free, guards, going)
+    wanted = Room(policy.need - free, policy.need_files - free_files)
+    missing = _make_room(newest_first, wanted, guards, going)
     verified = sum(item.verdict == "ok" for item in newest_first)
     decisions = []
     for item in reversed(newest_first):
@@ -139,8 +154,9 @@ def plan(
         verified=verified,
         verified_after=verified - sum(one.remove and one.item.verdict == "ok" for one in decisions),
         frozen=frozen,
-        missing=missing,
+        missing=missing.bytes,
         next_expiry=_next_expiry(decisions, policy, ages, frozen, now),
+        missing_files=missing.files,
     )
 
 
@@ -234,28 +250,35 @@ def _rules(item: Item, policy: Policy, newer: int, age: float, frozen: str) -> l
 
 def _make_room(
     newest_first: Sequence[Item],
-    wanted: int,
+    wanted: Room,
     guards: Mapping[str, Sequence[Problem]],
     going: dict[str, list[Problem]],
-) -> int:
-    """Add what must go so that ``wanted`` more bytes are free, failed copies first, then oldest first.
+) -> Room:
+    """Add what must go so that ``wanted`` more is free, failed copies first, then oldest first.
 
     Nothing is added if all of it would not be enough: that would cost history and help nobody. Returns what is missing.
     """
-    wanted -= sum(item.bytes for item in newest_first if item.id in going)
-    if wanted <= 0:
-        return 0
-    surplus = [item for item in newest_first if item.bytes and not guards[item.id] and item.id not in going]
-    available = sum(item.bytes for item in surplus)
-    if available < wanted:
-        return wanted - available
-    why = Problem("SPACE", f"the next backup needs {wanted} bytes more than are free or become free by the rules")
+    wanted = _less(wanted, (item for item in newest_first if item.id in going))
+    surplus = [item for item in newest_first if not guards[item.id] and item.id not in going]
+    missing = _less(wanted, surplus)
+    if max(missing) > 0:
+        return missing
+    told = [f"{wanted.bytes} bytes"] * (wanted.bytes > 0) + [f"{wanted.files} inodes"] * (wanted.files > 0)
+    why = Problem("SPACE", f"the next backup needs {' and '.join(told)} more than are free or become free by the rules")
     for item in sorted(surplus, key=lambda one: (one.verdict != "failed", one.sequence)):
-        if wanted <= 0:
-            break
-        going[item.id] = [why]
-        wanted -= item.bytes
-    return 0
+        if (wanted.bytes > 0 and item.bytes) or (wanted.files > 0 and item.files):
+            going[item.id] = [why]
+            wanted = _less(wanted, [item])
+    return Room()
+
+
+def _less(wanted: Room, items: Iterable[Item]) -> Room:
+    """What is still wanted when these are gone; never less than nothing."""
+    given = [(item.bytes, item.files) for item in items]
+    return Room(
+        max(0, wanted.bytes - sum(size for size, _files in given)),
+        max(0, wanted.files - sum(files for _size, files in given)),
+    )
 
 
 def _staying(item: Item, policy: Policy, newer: int, frozen: str) -> list[Problem]:

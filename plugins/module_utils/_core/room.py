@@ -9,7 +9,14 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from typing import NamedTuple, Sequence
+
+
+class Room(NamedTuple):
+    """Bytes, and inodes for files."""
+
+    bytes: int = 0
+    files: int = 0
 
 
 def with_headroom(size: int, headroom: float) -> int:

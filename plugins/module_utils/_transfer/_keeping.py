@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -19,6 +20,7 @@ from .._core import ledger, notes, replication, retention, rotation
 from .._core.manifest import BACKUP_ID
 from .._core.openability import classify, copy_of
 from .._core.parts import missing
+from .._core.room import Room
 from .._core.strict import Invalid, Problem, utc_seconds
 from .._errors import DsmError, Reason, Unreadable
 from ._disk import read_bytes, write_atomically
@@ -215,21 +217,22 @@ def _item(
     }
     opens = sorted(pair for pair in pairs if pair[1] != "impossible")
     if manifest is not None:
-        size = manifest.bytes
+        size = Room(manifest.bytes, len(manifest.files))
         early, late = retention.bounds(utc_seconds(manifest.published_at), manifest.source["clock_skew"])
     else:
-        size = tree_bytes(os.path.join(store.backups_path, one.entry.id))
+        size = tree_size(os.path.join(store.backups_path, one.entry.id))
         early = late = _published_once(store, one.entry.id, folded)
     return retention.Item(
         id=one.entry.id,
         sequence=int(one.entry.id[:8]),
         verdict=one.verdict,
-        bytes=size,
+        bytes=size.bytes,
         earliest=early,
         latest=late,
         holds=holds,
         opens=opens,
         released=one.notes.released is not None,
+        files=size.files,
     )
 
 
@@ -245,16 +248,15 @@ def _published_once(store: ClusterStore, backup_id: str, folded: ledger.Folded) 
         return time.time()
 
 
-def tree_bytes(path: str) -> int:
-    """Bytes of all files below a directory; what vanishes meanwhile, or cannot be looked at, counts nothing."""
-    total = 0
-    for directory, _directories, files in os.walk(path):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(directory, name)).st_size
-            except OSError:
-                continue
-    return total
+def tree_size(*paths: str) -> Room:
+    """All files below directories; what vanishes meanwhile, or cannot be looked at, counts nothing."""
+    sizes = []
+    for path in paths:
+        for directory, _directories, files in os.walk(path):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    sizes.append(os.lstat(os.path.join(directory, name)).st_size)
+    return Room(sum(sizes), len(sizes))
 
 
 def lacking(store: ClusterStore, entry: Entry) -> Problem | None:

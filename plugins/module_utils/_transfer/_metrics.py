@@ -43,8 +43,11 @@ def write(store: ClusterStore, path: str) -> None:
     once, _instead = counted_once(items(store, kept, folded, now), entries)
     policy, require = read_policy(store)
     found = complete(store, once, entries, require, policy.keep if policy else 0)
-    free = store.free()[0]
-    plan = retention.plan(found, policy, now=now, free=free, members=members(folded)) if policy else None
+    free, inodes = store.free()
+    plan = None
+    if policy is not None:
+        out = members(folded)
+        plan = retention.plan(found, policy, now=now, free=free, free_files=inodes, members=out)
     counted = {one.id for one in found if one.verdict == "ok"}
     good = [entry.manifest for entry in entries if entry.id in counted and entry.manifest is not None]
     last = utc_seconds(good[-1].published_at) if good else None

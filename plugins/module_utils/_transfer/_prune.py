@@ -22,11 +22,12 @@ from dataclasses import dataclass, field
 
 from .._core import ledger, retention, tables
 from .._core.manifest import BACKUP_ID
+from .._core.room import Room
 from .._core.strict import Problem, utc_text
 from .._errors import DsmError, Reason, Refused, refuse_unless_accepted
 from . import _metrics
 from ._disk import remove_tree
-from ._keeping import complete, counted_once, items, keep, lacking, lost_history, members, remains, tree_bytes
+from ._keeping import complete, counted_once, items, keep, lacking, lost_history, members, remains, tree_size
 from ._store import BAD, REMOVED, Checkpoint, ClusterStore, Entry, Lease, as_reasons, no_checkpoint
 
 _ANEW = "Run again: the plan is made anew."
@@ -85,6 +86,7 @@ class PruneResult:
             "verified_after": plan.verified_after if plan else 0,
             "frozen": plan.frozen if plan else "",
             "missing": plan.missing if plan else 0,
+            "missing_inodes": plan.missing_files if plan else 0,
             "next_expiry": utc_text(plan.next_expiry) if plan and plan.next_expiry is not None else None,
             "notes": self.notes,
             "accepted": [reason.as_dict() for reason in self.accepted],
@@ -163,13 +165,16 @@ class _Run:
                 self._finish(dict.fromkeys(unfinished, ("UNFINISHED",)))
                 for name, path in stale.items():
                     self.guarded(name, functools.partial(self._clear, name, path))
-            plan = self._plan(0 if not self.check_mode else self._size(unfinished, stale.values()))
+            plan = self._plan(Room() if not self.check_mode else self._size(unfinished, stale.values()))
             result.plan = plan
-            if plan.missing:
+            lacking_room = [f"{plan.missing} bytes"] * bool(plan.missing)
+            lacking_room += [f"{plan.missing_files} inodes"] * bool(plan.missing_files)
+            if lacking_room:
                 result.failures.append(
                     Reason(
                         "STORE_FULL",
-                        f"{plan.missing} bytes are missing for the next backup, and everything that is left must stay.",
+                        f"{' and '.join(lacking_room)} are missing for the next backup, and everything that is left "
+                        "must stay.",
                         "Enlarge the disk; or take away pins, release golden backups that are not the last of their "
                         "node, lower keep.",
                     )
@@ -244,11 +249,11 @@ class _Run:
         limit = time.time() - self.request.incoming_grace
         return {name: path for name, path in found.items() if _touched(path) < limit}
 
-    def _size(self, unfinished: t.Iterable[str], stale: t.Iterable[str]) -> int:
+    def _size(self, unfinished: t.Iterable[str], stale: t.Iterable[str]) -> Room:
         paths = [os.path.join(self.store.backups_path, name) for name in unfinished]
-        return sum(map(tree_bytes, [*paths, *stale]))
+        return tree_size(*paths, *stale)
 
-    def _plan(self, will_be_free: int) -> retention.Plan:
+    def _plan(self, will_be_free: Room) -> retention.Plan:
         """The plan, made again without the copies that turn out not to be there as they were published."""
         now = time.time()
         chain = self.store.ledger.trusted()
@@ -261,13 +266,20 @@ class _Run:
         self.folded = folded = ledger.fold(chain.events)
         found = items(self.store, keep(self.store, folded, entries), folded, now)
         by_id = {entry.id: entry for entry in entries}
-        self.policy = policy = self.request.policy._replace(need=self._need(entries, chain.events))
+        need = self._need(entries, chain.events)
+        self.policy = policy = self.request.policy._replace(need=need.bytes, need_files=need.files)
         looked_at: set[str] = set()
         while True:
             once, instead = counted_once(found, entries)
             counted = complete(self.store, once, entries, self.request.require, policy.keep)
+            free, inodes = self.store.free()
             plan = retention.plan(
-                counted, policy, now=now, free=self.store.free()[0] + will_be_free, members=members(folded)
+                counted,
+                policy,
+                now=now,
+                free=free + will_be_free.bytes,
+                free_files=inodes + will_be_free.files,
+                members=members(folded),
             )
             if not plan.removals:
                 break
@@ -289,13 +301,15 @@ class _Run:
         )
         return plan
 
-    def _need(self, entries: t.Sequence[Entry], events: t.Sequence[ledger.Event]) -> int:
+    def _need(self, entries: t.Sequence[Entry], events: t.Sequence[ledger.Event]) -> Room:
         """Room for one more like the newest, and for the one that had no room when it was to be shipped."""
         if self.request.need is not None:
-            return self.request.need
-        sizes = [entry.manifest.bytes for entry in entries if entry.manifest is not None]
-        expected = int(sizes[-1] * (1 + self.request.headroom)) if sizes else 0
-        return max(expected, ledger.wanted_room(events))
+            return Room(self.request.need)
+        newest = [entry.manifest for entry in entries if entry.manifest is not None][-1:]
+        size = int(newest[0].bytes * (1 + self.request.headroom)) if newest else 0
+        files = len(newest[0].files) if newest else 0
+        waiting = ledger.wanted_room(events)
+        return Room(max(size, waiting.bytes), max(files, waiting.files))
 
     # -- removing ---------------------------------------------------------------------------------------------------
     def guarded(self, name: str, act: t.Callable[[], None]) -> bool:
@@ -391,7 +405,7 @@ class _Run:
 
     def _finish(self, chosen: t.Mapping[str, t.Sequence[str]]) -> list[str]:
         """Remove the data of what is un-published, record it, then remove its directory. Returns what is gone."""
-        sizes = {name: tree_bytes(os.path.join(self.store.backups_path, name)) for name in chosen}
+        sizes = {name: tree_size(os.path.join(self.store.backups_path, name)).bytes for name in chosen}
         erased = []
         for name in chosen:
             if self.less_stays:
@@ -447,7 +461,7 @@ class _Run:
         self.request.checkpoint("recorded")
 
     def _clear(self, name: str, directory: str) -> None:
-        self.result.freed += tree_bytes(directory)
+        self.result.freed += tree_size(directory).bytes
         remove_tree(directory)
         self.result.cleared.append(name)
 

@@ -23,7 +23,7 @@ from .._core import ledger, parts, replication
 from .._core.catalogue import StoreIdentity, dump_identity
 from .._core.manifest import BACKUP_ID, Manifest
 from .._core.replication import Here, Step, There
-from .._core.room import fitting, with_headroom
+from .._core.room import Room, fitting, with_headroom
 from .._core.strict import Invalid, Problem, load, utc_text
 from .._errors import DsmError, Reason, Refused, Unreadable, reasons_of
 from . import _structure
@@ -384,9 +384,10 @@ class _Run:
         """Let pruning make room for the newest, if there is none: what is older comes behind it."""
         if self.waiting is None or self.broken_ledger:
             return
-        wanted = with_headroom(self.manifests[self.waiting.id].bytes, self.request.headroom)
+        manifest = self.manifests[self.waiting.id]
+        wanted = Room(with_headroom(manifest.bytes, self.request.headroom), len(manifest.files))
         if ledger.wanted_room(store.ledger.chain().events) != wanted:
-            data = {"name": self.waiting.id, "host": self.request.other.name, "bytes": wanted, "newer": []}
+            data = {"name": manifest.id, "host": self.request.other.name, **wanted._asdict(), "newer": []}
             store.ledger.append_all(self.request.run_id, [("no_room", self.waiting.id, data)])
 
     def _bundles(self, look: Look, store: ClusterStore) -> list[parts.Bundle]:

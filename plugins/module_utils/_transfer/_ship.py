@@ -20,7 +20,7 @@ from .._core import ledger
 from .._core.catalogue import next_id
 from .._core.manifest import FileEntry, Manifest, Sealed
 from .._core.openability import describe
-from .._core.room import fitting, with_headroom
+from .._core.room import Room, fitting, with_headroom
 from .._core.strict import Invalid, load, utc_seconds, utc_text
 from .._errors import DsmError, Reason, Refused
 from . import _structure
@@ -554,7 +554,7 @@ class _Run:
                 {
                     "name": job.unit.name,
                     "host": job.source.endpoint.host,
-                    "bytes": with_headroom(job.unit.size, headroom),
+                    **Room(with_headroom(job.unit.size, headroom), len(job.unit.items))._asdict(),
                     "newer": list(coming),
                 },
             )
@@ -564,7 +564,7 @@ class _Run:
         # A disk without any room takes no record either; then pruning has to make some first.
         with contextlib.suppress(DsmError):
             # Something smaller of another source may have come since it was said.
-            forgotten = not coming and ledger.wanted_room(events) != records[0][2]["bytes"]
+            forgotten = not coming and ledger.wanted_room(events) != (records[0][2]["bytes"], records[0][2]["files"])
             new = [one for one in records if forgotten or ledger.repeated(events, run_id, *one) is None]
             self.store.ledger.append_all(run_id, new)
 

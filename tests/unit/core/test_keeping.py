@@ -342,14 +342,15 @@ def test_metrics() -> None:
             "bytes": "100",
             "free_bytes": "77",
             "missing_bytes": str(500 - 77 - 10 - 30),
+            "missing_inodes": "0",
             "expiry_frozen": "0",
             "next_expiry_timestamp_seconds": str(450 + 1000),
             "least_recent_read_timestamp_seconds": "99",
             "written_timestamp_seconds": "450",
         }.items()
     }
-    assert len([line for line in lines if line.startswith("# TYPE ") and line.endswith(" gauge")]) == 13
-    assert len([line for line in lines if line.startswith("# HELP kmsops_dsm_store_")]) == 13
+    assert len([line for line in lines if line.startswith("# TYPE ") and line.endswith(" gauge")]) == 14
+    assert len([line for line in lines if line.startswith("# HELP kmsops_dsm_store_")]) == 14
 
 
 def test_what_is_not_known_is_absent_not_zero() -> None:

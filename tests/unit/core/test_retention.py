@@ -338,6 +338,30 @@ def test_surplus_goes_when_space_is_missing_failed_first_then_the_oldest() -> No
     assert (made.verified, made.verified_after) == (5, 4)
 
 
+def test_inodes_are_made_free_as_bytes_are() -> None:
+    items = copies("ok", "ok", "failed", "ok", "ok", files=5)
+    policy = ONE._replace(keep=2, need_files=12)
+    assert went(decide(items, policy)) == {} == went(decide(items, policy, free_files=12))
+    made = decide(items, policy, free_files=5)
+    assert list(went(made)) == ["b3", "b1"] and (made.missing, made.missing_files) == (0, 0)
+    assert "needs 7 inodes more" in went_message(made, "b1")
+    made = decide(items, policy._replace(need=5), free_files=11)
+    assert list(went(made)) == ["b3"] and "needs 5 bytes and 1 inodes more" in went_message(made, "b3")
+    assert list(went(decide(items, policy._replace(need=25), free_files=11))) == ["b3", "b1", "b2"]
+    made = decide(items, policy._replace(need_files=16, need=10), free_files=0)
+    assert went(made) == {} and (made.missing, made.missing_files) == (0, 1)
+    made = decide(items, policy._replace(need_files=1, need=31), free_files=0)
+    assert went(made) == {} and (made.missing, made.missing_files) == (1, 0)
+    # What gives nothing of what is wanted stays.
+    bare = copies("ok:0", "ok", "ok", "ok")
+    assert list(went(decide([bare[0]._replace(files=9), *bare[1:]], ONE._replace(need=10)))) == ["b2"]
+    assert list(
+        went(decide([bare[0], bare[1]._replace(files=1), *bare[2:]], ONE._replace(need_files=1), free_files=0))
+    ) == ["b2"]
+    by_rule = decide(items, policy._replace(max_copies=3, need_files=5), free_files=0)
+    assert went(by_rule) == {"b1": ["COUNT"]}
+
+
 def test_what_goes_by_rule_makes_room_first() -> None:
     items = copies("ok", "ok", "ok", "ok", "ok")
     policy = ONE._replace(max_copies=4, need=10)

@@ -71,4 +71,9 @@ def test_what_was_left_for_something_newer_stays_away_once_that_came() -> None:
     ],
 )
 def test_room_is_wanted_until_something_came(said: list[tuple[str, str, dict[str, object]]], bytes_: int) -> None:
-    assert ledger.wanted_room(events(*said)) == bytes_
+    assert ledger.wanted_room(events(*said)) == (bytes_, 0)
+
+
+def test_inodes_are_wanted_too() -> None:
+    waits = ("no_room", "newest", {"bytes": 70, "files": 3, "newer": []})
+    assert ledger.wanted_room(events(waits)) == (70, 3)

@@ -137,6 +137,7 @@ def test_what_it_returns(filler: Filler) -> None:
         "verified_after": 2,
         "frozen": "",
         "missing": 0,
+        "missing_inodes": 0,
         "next_expiry": returned["next_expiry"],
         "notes": [],
         "accepted": [],
@@ -1439,3 +1440,19 @@ def test_f28_a_file_in_incoming_that_the_disk_does_not_tell_about_stops_no_pruni
 
     monkeypatch.setattr(os, "lstat", lstat)
     assert len(run(filler, Policy(keep=1, max_copies=1)).removed) == 2 and stale.exists()
+
+
+def test_f13_a_store_without_inodes_recovers_by_itself(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shipping refuses what has more files than there are inodes."""
+    many = tuple((f"n1/{number}", b"1") for number in range(20))
+    ids = fill(filler, *["ok"] * 6, files=many)
+    filler.event("no_room", "key-7", {"name": "x", "host": "h", "bytes": 22, "files": 25, "newer": []}, time.time())
+    filler.close()
+
+    def free(self: ClusterStore) -> tuple[int, int]:
+        return 1 << 40, 121 - sum(1 for _path in Path(self.backups_path).glob("*/data/*/*"))
+
+    monkeypatch.setattr(ClusterStore, "free", free)
+    error = refused(filler, Policy(keep=5), need=None)
+    assert error.code == "STORE_FULL" and "4 inodes are missing" in error.reasons[0].message
+    assert run(filler, Policy(keep=3), need=None).removed == ids[:2]
