@@ -4,7 +4,7 @@
 
 # This module util is PRIVATE to the collection. It can change at any time.
 
-"""Files at a source: looked at without following a link, read in full, and only then removed."""
+"""Files at a source: looked at without following a link, read in full, and removed if they are still what was read."""
 
 from __future__ import annotations
 
@@ -20,9 +20,37 @@ from ._core.strict import Problem
 _PIECE = 1 << 20
 
 
+class State(t.NamedTuple):
+    """Which file has a name, and since when it is as it is (ns): whoever writes to it or puts another one there changes
+    some of this, also where size and mtime are made to look the same."""
+
+    device: int
+    inode: int
+    size: int
+    mtime: int
+    ctime: int
+    links: int
+
+
+class Removal(t.NamedTuple):
+    """What went of a delivery (bytes), and why not all of it."""
+
+    freed: int
+    problems: t.Sequence[Problem]
+
+
+def state(path: str) -> State | None:
+    """What has this name now; None where that cannot be told."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return State(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink)
+
+
 def difference(file: File, root: str) -> Problem | None:
     """What is not as the store has it; None if every byte is. An absent file is ``GONE``."""
-    if os.path.realpath(os.path.dirname(file.path)) != os.path.dirname(file.path) or not file.path.startswith(root):
+    if _by_link(file, root):
         return Problem("LINK", f"a symbolic link leads to {file.path}")
     found, problem = sha256_of(file.path, file.size, file.mtime)
     if problem is None and found != file.sha256:
@@ -61,19 +89,55 @@ def _is(descriptor: int, size: int, mtime: int) -> bool:
     return stat.S_ISREG(found.st_mode) and (found.st_size, int(found.st_mtime)) == (size, mtime)
 
 
-def remove(files: t.Sequence[File], root: str) -> None:
-    """Remove files, then the directories below ``root`` that this left empty. Raises OSError."""
-    parents = set()
-    for file in files:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(file.path)
-        parents.add(os.path.dirname(file.path))
-    for parent in sorted(parents, key=len, reverse=True):
-        _remove_empty(parent, root)
+def remove(name: str, files: t.Mapping[File, State | None], root: str) -> Removal:
+    """Remove files of the delivery ``name``, then those of its own directories that this left empty.
+
+    ``files``: with the state of each from before it was read. To read all deliveries takes hours: nothing goes if one
+    of them is another by then, and at the first that cannot be removed the rest of the delivery stays.
+    """
+    changed = [_since(file, before, root) for file, before in files.items()]
+    if any(changed):
+        return Removal(0, [problem for problem in changed if problem])
+    freed = 0
+    for file, before in files.items():
+        problem = _since(file, before, root) or _unlink(file.path)
+        if problem:
+            return Removal(freed, [problem])
+        freed += file.size
+    for parent in sorted({os.path.dirname(file.path) for file in files}, key=len, reverse=True):
+        _remove_empty(parent, name, root)
+    return Removal(freed, [])
 
 
-def _remove_empty(directory: str, root: str) -> None:
+def _by_link(file: File, root: str) -> bool:
+    directory = os.path.dirname(file.path)
+    return os.path.realpath(directory) != directory or not file.path.startswith(root)
+
+
+def _since(file: File, before: State | None, root: str) -> Problem | None:
+    """Why a file is not the one that was read any more."""
+    now = state(file.path)
+    if before is None or now is None or not _same(before, now) or _by_link(file, root):
+        return Problem("CHANGED", f"{file.path} is not the file that was read any more")
+    return None
+
+
+def _same(before: State, now: State) -> bool:
+    """That another name of it went, a hard link in a delivery that was removed just before, changes only ctime."""
+    return before[:4] == now[:4] and (before.ctime == now.ctime or now.links < before.links)
+
+
+def _unlink(path: str) -> Problem | None:
+    try:
+        os.unlink(path)
+    except OSError as error:
+        return Problem("REMOVE_FAILED", f"{path} cannot be removed: {error.strerror or error}")
+    return None
+
+
+def _remove_empty(directory: str, name: str, root: str) -> None:
+    """Never a directory that deliveries are put into: the next one may be on its way there."""
     with contextlib.suppress(OSError):
-        while directory.startswith(root.rstrip("/") + "/"):
+        while f"{directory}/".startswith(f"{name.rstrip('/')}/") and directory.startswith(root.rstrip("/") + "/"):
             os.rmdir(directory)
             directory = os.path.dirname(directory)

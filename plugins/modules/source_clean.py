@@ -15,6 +15,9 @@ description:
   - Runs at the place that DSM delivers to. The key with which the store pulls can read there and nothing else.
   - Removes what O(backups) names as verified in the store, when it is old enough, not among the newest, and every byte
     of every file is still what was shipped. Nothing goes because of its name alone.
+  - What was written to or replaced after it was read stays. Of directories only those go that are a delivery or are in
+    one, when they are empty.
+  - A delivery that cannot be removed stops no other. The module fails at the end with C(REMOVE_FAILED).
 options:
   backups:
     description: RV(kmsops.fortanix_dsm.backup_info#module:backups) of the store, with details.
@@ -37,6 +40,13 @@ options:
     description: Of the newest so many nothing goes. At least 1.
     type: int
     default: 2
+  only:
+    description:
+      - Ids of those of O(backups) that may go, such as those that were just verified once more. About the others
+        nothing is said, but O(keep) counts them.
+      - Absent means that all may go, an empty list that none may.
+    type: list
+    elements: str
 extends_documentation_fragment:
   - kmsops.fortanix_dsm.attributes
   - kmsops.fortanix_dsm.attributes.store_group
@@ -69,7 +79,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 removed:
-  description: Ids of backups whose deliveries are (in check mode, would be) removed here.
+  description:
+    - Ids of backups whose deliveries are (in check mode, would be) removed here.
+    - After a failure this, RV(freed) and RV(stays) are in C(details).
   returned: success
   type: list
   elements: str
@@ -78,7 +90,7 @@ freed:
   returned: success
   type: int
 stays:
-  description: Deliveries that stay, with every reason.
+  description: Deliveries that stay, with every reason. Of one that could not be removed a part may be gone.
   returned: success
   type: list
   elements: dict
@@ -88,10 +100,20 @@ import os
 import time
 import typing as t
 
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.source_cleanup import plan
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.source_cleanup import Delivery, File, plan
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import Problem
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Reason, Refused
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._module import Outcome, Shell, run_module
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._source_files import difference, remove
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._source_files import (
+    Removal,
+    State,
+    difference,
+    remove,
+    state,
+)
+
+#: A delivery that may go: its files, each as it was before it was read.
+Going = t.Tuple[Delivery, t.Dict[File, t.Optional[State]]]
 
 
 def argument_spec() -> dict[str, t.Any]:
@@ -102,6 +124,7 @@ def argument_spec() -> dict[str, t.Any]:
         "root": {"type": "path", "required": True},
         "older_than": {"type": "float", "required": True},
         "keep": {"type": "int", "default": 2},
+        "only": {"type": "list", "elements": "str"},
     }
 
 
@@ -122,12 +145,11 @@ def root_of(params: dict[str, t.Any]) -> str:
     return root
 
 
-def body(shell: Shell) -> Outcome:
-    """Plan, look at every byte, remove."""
+def look(shell: Shell, root: str) -> tuple[list[Going], list[dict[str, t.Any]]]:
+    """What may go after every byte of it was read, and what stays."""
     params = shell.params
-    root = root_of(params)
-    stays: list[dict[str, t.Any]] = []
-    going = []
+    going: list[Going] = []
+    stays = []
     for one in plan(
         params["backups"],
         host=params["host"],
@@ -135,30 +157,52 @@ def body(shell: Shell) -> Outcome:
         older_than=params["older_than"],
         keep=params["keep"],
         now=time.time(),
+        only=params["only"],
     ):
-        looked = {} if one.reasons else {file: difference(file, root) for file in one.files}
+        before = {} if one.reasons else {file: state(file.path) for file in one.files}
+        looked = {file: difference(file, root) for file in before}
         left = [file for file, problem in looked.items() if problem is None or problem.code != "GONE"]
         found = [*one.reasons, *(problem for problem in looked.values() if problem and problem.code != "GONE")]
         if looked and not left:
             continue
         if found:
-            reasons = [{"code": problem.code, "message": problem.message} for problem in found]
-            stays.append({"id": one.id, "name": one.name, "reasons": reasons})
+            stays.append(staying(one, found))
         else:
-            going.append(one._replace(files=left))
-    if not shell.check_mode:
-        for one in going:
-            remove(one.files, root)
-    before = [file.path for one in going for file in one.files]
+            going.append((one, {file: before[file] for file in left}))
+    return going, stays
+
+
+def staying(one: Delivery, problems: t.Iterable[Problem]) -> dict[str, t.Any]:
+    """An item of ``stays``."""
+    reasons = [{"code": problem.code, "message": problem.message} for problem in problems]
+    return {"id": one.id, "name": one.name, "reasons": reasons}
+
+
+def body(shell: Shell) -> Outcome:
+    """Plan, look at every byte, remove."""
+    root = root_of(shell.params)
+    going, stays = look(shell, root)
+    removed, freed, failures = [], 0, []
+    for one, files in going:
+        done = Removal(sum(file.size for file in files), []) if shell.check_mode else remove(one.name, files, root)
+        freed += done.freed
+        if not done.problems:
+            removed.append(one.id)
+            continue
+        stays.append(staying(one, done.problems))
+        failures.extend(problem for problem in done.problems if problem.code == "REMOVE_FAILED")
+    returns = {"removed": removed, "freed": freed, "stays": stays}
+    if failures:
+        remedy = "Look for what protects it: its directory, an immutable flag, a mount. The next run tries again."
+        raise Refused(
+            f"This clean-up is not complete ({len(removed)} removed, {len(failures)} could not be).",
+            "REMOVE_FAILED",
+            reasons=[Reason(problem.code, f"{problem.message}.", remedy) for problem in failures],
+            **returns,
+        )
+    before = [file.path for _one, files in going for file in files]
     after = [path for path in before if not shell.check_mode and os.path.lexists(path)]
-    return Outcome(
-        bool(going),
-        before={"files": before},
-        after={"files": after},
-        removed=[one.id for one in going],
-        freed=sum(file.size for one in going for file in one.files),
-        stays=stays,
-    )
+    return Outcome(before != after, before={"files": before}, after={"files": after}, **returns)
 
 
 def main() -> None:

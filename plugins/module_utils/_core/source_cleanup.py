@@ -13,7 +13,7 @@ the source is still that.
 from __future__ import annotations
 
 import posixpath
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Collection, Mapping, NamedTuple, Sequence
 
 from .manifest import path_problem
 from .strict import SHA256, Problem
@@ -40,17 +40,26 @@ class Delivery(NamedTuple):
 
 
 def plan(
-    backups: Sequence[Mapping[str, Any]], *, host: str, root: str, older_than: float, keep: int, now: float
+    backups: Sequence[Mapping[str, Any]],
+    *,
+    host: str,
+    root: str,
+    older_than: float,
+    keep: int,
+    now: float,
+    only: Collection[str] | None = None,
 ) -> list[Delivery]:
     """A decision for each of ``backups`` (as module backup_info returns them) that came from ``host``, oldest first.
 
     ``root``: nothing outside of this directory goes. ``older_than`` (s): by the source's clock, whose time is ``now``.
-    ``keep``: of the newest so many nothing goes.
+    ``keep``: of the newest so many nothing goes. ``only``: ids to decide about; the others count for ``keep`` as well.
     """
     mine = [one for one in backups if isinstance(one.get("source"), dict) and one["source"].get("host") == host]
     mine.sort(key=lambda one: int(one.get("sequence", 0)))
     decided = []
     for index, one in enumerate(mine):
+        if only is not None and str(one.get("id")) not in only:
+            continue
         files, reasons = _files(one, root)
         if one.get("verified") is not True or one.get("published") is not True:
             reasons.append(Problem("NOT_VERIFIED", "the store has not verified it"))

@@ -4,13 +4,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from module_run import Answer, FakeOperations, FakeRunner, run
+
+from ansible_collections.kmsops.fortanix_dsm.plugins.modules import source_clean
 
 HOST = "192.0.2.50"
 OLD = 1_700_000_000
@@ -134,6 +138,122 @@ def test_another_source_is_not_ours(drop: Path) -> None:
     backup["source"]["host"] = "192.0.2.51"
     answer = clean(drop, [backup, {"id": "wreck", "state": "failed"}, deliver(drop, 2)])
     assert reasons(answer) == {"b2": ["NEWEST"]} and files(drop) == ["backup_1", "backup_2"]
+
+
+def written_to(path: Path) -> None:
+    path.write_bytes(b"a new backup, which nobody has")
+
+
+def replaced(path: Path) -> None:
+    """By one that looks the same: content of the same size, and its time."""
+    other = path.with_name("other")
+    other.write_bytes(b"y" * path.stat().st_size)
+    os.utime(other, (OLD, OLD))
+    other.replace(path)
+
+
+def overwritten(path: Path) -> None:
+    """In place, and its time put back."""
+    path.write_bytes(b"y" * path.stat().st_size)
+    os.utime(path, (OLD, OLD))
+
+
+def moved_away(path: Path) -> None:
+    """By a person, to keep it; a link is left where it was."""
+    parent = path.parent
+    parent.rename(parent.with_name("kept"))
+    parent.symlink_to(parent.with_name("kept"))
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, last: str, act: Callable[[], None]) -> None:
+    """Something happens when the file whose name ends so, of all that are read, has been read."""
+    real = source_clean.difference
+
+    def difference(file: Any, root: str) -> Any:
+        found = real(file, root)
+        if file.path.endswith(last):
+            act()
+        return found
+
+    monkeypatch.setattr(source_clean, "difference", difference)
+
+
+@pytest.mark.parametrize("change", [written_to, replaced, overwritten, moved_away, Path.unlink])
+def test_a_delivery_that_changes_while_others_are_read_stays_as_a_whole(
+    drop: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
+    backups = [deliver(drop, 1, directory=True), deliver(drop, 2), deliver(drop, 3)]
+    meanwhile(monkeypatch, "backup_2", lambda: change(drop / "backup_1" / "n1" / "t2" / "Data.db"))
+    done = clean(drop, backups)
+    assert done.result["removed"] == ["b2"] and done.result["freed"] == 2
+    assert reasons(done) == {"b1": ["CHANGED"], "b3": ["NEWEST"]}
+    assert (drop / "backup_1" / "n1" / "t1" / "Data.db").exists()
+    assert done.result["diff"]["after"]["files"][0] == str(drop / "backup_1" / "n1" / "t1" / "Data.db")
+
+
+def test_the_rest_stays_when_a_file_changes_while_others_of_its_delivery_go(
+    drop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backups = [deliver(drop, 1, directory=True), deliver(drop, 2)]
+    real = os.unlink
+
+    def unlink(path: Any, *more: Any, **named: Any) -> None:
+        real(path, *more, **named)
+        written_to(drop / "backup_1" / "n1" / "t2" / "Data.db")
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    done = clean(drop, backups)
+    assert (done.result["changed"], done.result["removed"], done.result["freed"]) == (True, [], 2)
+    assert reasons(done)["b1"] == ["CHANGED"] and "backup_1/n1/t2/Data.db" in files(drop)
+
+
+def test_a_hard_link_in_a_delivery_that_went_before_is_no_change(drop: Path) -> None:
+    """Landing hosts that keep what is equal once (rsync --link-dest, cp -al)."""
+    backups = [deliver(drop, number, directory=True) for number in (1, 2, 3)]
+    for part in ("t1", "t2"):
+        second = drop / "backup_2" / "n1" / part / "Data.db"
+        second.unlink()
+        os.link(drop / "backup_1" / "n1" / part / "Data.db", second)
+    backups[1]["files"] = backups[0]["files"]
+    assert clean(drop, backups).result["removed"] == ["b1", "b2"]
+
+
+def test_directories_that_dsm_delivers_to_stay(tmp_path: Path) -> None:
+    """Source /drop/*/backup_*: the root is /drop, and each node has a directory of its own there."""
+    drop = tmp_path / "drop" / "landing"
+    backups = [deliver(drop / f"n{number}", number, directory=number == 2) for number in (1, 2, 3)]
+    assert clean(drop, backups).result["removed"] == ["b1", "b2"]
+    assert os.listdir(drop / "n1") == os.listdir(drop / "n2") == []
+
+
+def test_f28_a_delivery_that_cannot_be_removed_stops_no_other(drop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backups = [deliver(drop, number) for number in (1, 2, 3)]
+    real = os.unlink
+
+    def unlink(path: Any, *more: Any, **named: Any) -> None:
+        if str(path).endswith("backup_1"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        real(path, *more, **named)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    told = clean(drop, backups)
+    assert told.failed and told.result["error_code"] == "REMOVE_FAILED" and told.result["remedy"]
+    assert [(one["code"], "backup_1 cannot be" in one["message"]) for one in told.result["reasons"]] == [
+        ("REMOVE_FAILED", True)
+    ]
+    details = told.result["details"]
+    assert (details["removed"], details["freed"]) == (["b2"], 2)
+    assert {one["id"] for one in details["stays"]} == {"b1", "b3"}
+    assert files(drop) == ["backup_1", "backup_3"]
+
+
+@pytest.mark.parametrize(("only", "gone"), [(None, ["b1", "b2", "b3"]), (["b2", "b4", "b9"], ["b2"]), ([], [])])
+def test_only_what_is_named_goes_and_all_others_count(drop: Path, only: list[str] | None, gone: list[str]) -> None:
+    backups = [deliver(drop, number) for number in (1, 2, 3, 4)]
+    done = clean(drop, backups, only=only)
+    assert done.result["removed"] == gone
+    assert reasons(done) == ({} if only == [] else {"b4": ["NEWEST"]})
+    assert len(files(drop)) == 4 - len(gone)
 
 
 @pytest.mark.parametrize(
