@@ -79,8 +79,8 @@ def newest(store: ClusterStore) -> str:
 def stage(request: StageRequest, check_mode: bool) -> StageResult:
     """Push a backup; what is already there is read back and hashed, never believed.
 
-    Raises :class:`Refused` (NOT_PUBLISHED, BAD_TARGET, NODE_FULL and all of a connection) or :class:`Unreadable`
-    (CORRUPT: the copy in the store is damaged).
+    Raises :class:`Refused` (NOT_PUBLISHED, BAD_TARGET, NODE_FULL, LOCKED and all of a connection) or
+    :class:`Unreadable` (CORRUPT: the copy in the store is damaged).
     """
     if not posixpath.isabs(request.path) or manifests.path_problem(request.path.strip("/")):
         raise Refused(
@@ -105,17 +105,9 @@ def _staged(request: StageRequest, store: ClusterStore, backup_id: str, pool: Po
         with contextlib.closing(connection), store.reading(backup_id):
             manifest = store.published(backup_id)
             push = _Push(connection.open_sftp(), request, store, manifest)
-            result = StageResult(staged=push.described())
-            if not push.there():
-                result.changed = True
-                leftovers = push.leftovers()
-                if not check_mode:
-                    for path in leftovers:
-                        push.remove(path)
-                push.check_room(sum(leftovers.values()) if check_mode else 0)
-                if not check_mode:
-                    result.report = push.send(pool)
-            return result
+            # What one run has begun there another one would take for what a killed one left.
+            with contextlib.nullcontext() if check_mode else store.staging(backup_id, push.place):
+                return push.bring(pool, check_mode)
     except (EOFError, ProtocolError) as error:
         raise connection.lost(error) from None
     except OSError as error:
@@ -140,6 +132,25 @@ class _Push:
         self.partial = posixpath.join(request.path, f".{manifest.id}{_PARTIAL}")
         self.document = manifests.dump(manifest)
 
+    @property
+    def place(self) -> str:
+        """The directory of the node, as its files are known by."""
+        return f"{SftpEndpoint(self.request.target).place}:{posixpath.normpath(self.request.path)}"
+
+    def bring(self, pool: Pool, check_mode: bool) -> StageResult:
+        """Make sure that it is there."""
+        result = StageResult(staged=self.described())
+        if not self.there():
+            result.changed = True
+            leftovers = self.leftovers()
+            if not check_mode:
+                for path in leftovers:
+                    self.remove(path)
+            self.check_room(sum(leftovers.values()) if check_mode else 0)
+            if not check_mode:
+                result.report = self.send(pool)
+        return result
+
     def described(self) -> dict[str, t.Any]:
         """Where everything is on the node, in the form that the module restore takes as a candidate."""
         described = describe(self.manifest)
@@ -158,13 +169,20 @@ class _Push:
         try:
             if self._read(posixpath.join(self.target, "manifest.json")) != hashlib.sha256(self.document).hexdigest():
                 return False
-            known = {str(parent) for entry in self.manifest.files for parent in PurePosixPath(entry.path).parents}
-            found = sorted(self._files(posixpath.join(self.target, "data"), "", known))
-            if found != sorted((entry.path, entry.size) for entry in self.manifest.files):
-                return False
-            return all(self._read(self._at(self.target, entry)) == entry.sha256 for entry in self.manifest.files)
+            return self._complete(self.target) and all(
+                self._read(self._at(self.target, entry)) == entry.sha256 for entry in self.manifest.files
+            )
         except FileNotFoundError:
             return False
+
+    def _complete(self, base: str) -> bool:
+        """Whether a directory of the node has these files, each of its size, and no others."""
+        known = {str(parent) for entry in self.manifest.files for parent in PurePosixPath(entry.path).parents}
+        try:
+            found = sorted(self._files(posixpath.join(base, "data"), "", known))
+        except FileNotFoundError:
+            return False
+        return found == sorted((entry.path, entry.size) for entry in self.manifest.files)
 
     def _at(self, base: str, entry: FileEntry) -> str:
         return posixpath.join(base, "data", entry.path)
@@ -307,6 +325,13 @@ class _Push:
             if full is not None:
                 raise full from None
             raise
+        # Who stages from another store knows nothing of this one's locks.
+        if not self._complete(self.partial):
+            raise Refused(
+                f"Somebody else changed what was pushed to {self.request.target.label}:{self.partial} meanwhile.",
+                "LOCKED",
+                "Let nobody else write there, no other store either, then run again.",
+            )
         self.remove(self.target)
         at("old one removed")
         self.sftp.rename(self.partial, self.target)

@@ -444,6 +444,44 @@ class ClusterStore:
         with self._backup_lock(backup_id, fcntl.LOCK_SH):
             yield
 
+    @contextlib.contextmanager
+    def staging(self, backup_id: str, place: str) -> t.Iterator[None]:
+        """Push a published backup to one place, to which nobody else on this host pushes it meanwhile (code LOCKED).
+        Call it inside :meth:`reading`; the kernel ends it with the process.
+
+        Where no file can be made for the place (the store is full or read-only) nobody else pushes this backup at all.
+        """
+        directory = os.path.join(self.backups_path, backup_id)
+        own = os.path.join(directory, f"staging.{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()}")
+        with contextlib.ExitStack() as stack:
+
+            def hold(path: str, flags: int, operation: int) -> int:
+                descriptor = os.open(path, flags | os.O_RDONLY | os.O_CLOEXEC, 0o600)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+                return descriptor
+
+            try:
+                shared = fcntl.LOCK_SH
+                try:
+                    # Whoever had it before took the file away.
+                    while not _is_at(hold(own, os.O_CREAT, fcntl.LOCK_EX), own):
+                        continue
+                    stack.callback(_remove_if_possible, own)
+                except BlockingIOError:
+                    raise
+                except OSError:
+                    shared = fcntl.LOCK_EX
+                hold(os.path.join(directory, "manifest.json"), 0, shared)
+            except BlockingIOError:
+                raise Refused(
+                    f"Another run pushes backup {backup_id} to {place}.",
+                    "LOCKED",
+                    "It may go on although whoever started it was ended. Wait until it is done ('fuser -v "
+                    f"{directory}/*' on the store names it), or end it, then run again.",
+                ) from None
+            yield
+
     def unpublish(self, backup_id: str) -> None:
         """The manifest goes first (law 4): from here on it is no backup. Raises :class:`Refused` (BEING_READ)."""
         with self._backup_lock(backup_id, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -777,6 +815,20 @@ class LedgerFile:
             sha256.update(line)
             now = ledger.Chain((*chain.events, *events), (), 0)
             self._last = _Read(_state(descriptor), now, len(now.events), end + len(line), sha256)
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_if_possible(path: str) -> None:
+    """Remove a file that does no harm where it stays."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 def _state(descriptor: int) -> tuple[int, ...]:

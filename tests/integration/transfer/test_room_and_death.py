@@ -8,6 +8,7 @@ Numbers are those of the project's list of failure modes.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import os
 import random
@@ -184,6 +185,82 @@ def test_f09_killed_at_every_step_on_the_way_to_the_node(site: Site, tmp_path: P
         # For the next step there is something else in the way.
         (target / name / "manifest.json").write_bytes(b"{}")
         old = tree(target / name)
+
+
+@pytest.fixture
+def node(site: Site) -> Path:
+    """Where the one backup of the store is to go."""
+    delivered(site, "backup.bin", MEBI)
+    site.run(sources=[{"path": f"{site.source}/*"}], quiet=0)
+    return site.store.parent / "node"
+
+
+def pushed_meanwhile(site: Site, target: Path) -> str:
+    """What another run that begins now is told; one that may go on ends when it has made its directory."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            pushed(site, target, lambda at: os._exit(0) if at == "directory made" else None)
+        except DsmError as error:
+            os.write(writing, error.code.encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with open(reading, "rb") as file:
+        return file.read().decode()
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("step", ["directory made", "pushed"])
+def test_f08_one_run_at_a_time_pushes_a_backup_to_a_place(
+    site: Site, node: Path, monkeypatch: pytest.MonkeyPatch, step: str, alone: bool
+) -> None:
+    """Whoever started the first was ended, the module on the store went on; then it was started again. ``alone``: the
+    store takes no new file, and only one place at a time can be pushed to."""
+    plain = os.open
+
+    def full(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
+        if "/staging." in str(path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        return plain(path, flags, *arguments, **named)
+
+    if alone:
+        monkeypatch.setattr(os, "open", full)
+    told: list[str] = []
+
+    def look(at: str) -> None:
+        if at == step and not told:
+            told.extend(pushed_meanwhile(site, target) for target in (node, node.parent / "another"))
+
+    assert pushed(site, node, look).changed
+    assert told == ["LOCKED", "LOCKED" if alone else ""]
+    (name,) = site.published()
+    assert tree(node / name / "data") == tree(site.cluster / "backups" / name / "data")
+    assert not pushed(site, node).changed
+
+
+@pytest.mark.parametrize("size", [None, 1])
+def test_what_somebody_else_changed_on_the_node_is_not_taken_for_the_backup(
+    site: Site, node: Path, size: int | None
+) -> None:
+    """A run of another store, which has locks of its own."""
+
+    def change(at: str) -> None:
+        if at == "manifest written":
+            (path,) = node.glob(".*.incoming/data/backup.bin")
+            path.unlink()
+            if size is not None:
+                path.write_bytes(bytes(size))
+
+    with pytest.raises(DsmError) as caught:
+        pushed(site, node, change)
+    assert caught.value.code == "LOCKED"
+    (name,) = site.published()
+    assert not (node / name).exists()
+    assert pushed(site, node).changed
+    assert tree(node / name / "data") == tree(site.cluster / "backups" / name / "data")
 
 
 # -- the link ------------------------------------------------------------------------------------------------------
