@@ -277,7 +277,8 @@ class Connection:
             raise self.lost(error) from None
 
     def clock(self) -> float | None:
-        """The other host's clock (s since the epoch) by ``date +%s``; None where commands are not allowed."""
+        """The other host's clock (s since the epoch) by ``date +%s``; None where commands are not allowed, and for
+        what is no time."""
         library = load_paramiko()
         try:
             channel = self._transport.open_session(timeout=self.target.connect_timeout)
@@ -296,7 +297,9 @@ class Connection:
                     text += piece
             except (library.SSHException, EOFError, OSError):
                 return None
-        return float(int(text)) if text.strip().isdigit() else None
+        said = text.strip()
+        # More digits are no time of any clock, and nobody could reckon with it.
+        return float(said) if said.isdigit() and len(said) <= 11 else None
 
     def lost(self, error: BaseException) -> ConnectionLost:
         """The error for a connection that broke during a transfer."""

@@ -347,7 +347,9 @@ class ClusterStore:
 
     # -- publishing -------------------------------------------------------------------------------------------------
     def publish(self, backup_id: str, manifest: Manifest) -> None:
-        """Data first, then the manifest; then what was needed to resume goes away (law 4)."""
+        """Data first, then the manifest; then what was needed to resume goes away (law 4). Raises :class:`Refused`
+        (BAD_MANIFEST)."""
+        document = self._document(manifest)
         incoming = os.path.join(self.incoming_path, backup_id)
         target = os.path.join(self.backups_path, backup_id)
         sync_tree(os.path.join(incoming, "data"))
@@ -358,10 +360,25 @@ class ClusterStore:
         sync_directory(target)
         sync_directory(incoming)
         self.checkpoint("data moved")
-        write_atomically(os.path.join(target, "manifest.json"), manifests.dump(manifest))
+        write_atomically(os.path.join(target, "manifest.json"), document)
         self.checkpoint("manifest written")
         remove_tree(incoming)
         self.checkpoint("incoming removed")
+
+    def _document(self, manifest: Manifest) -> bytes:
+        """The manifest as it is written. One that the strict reader refuses would make a backup that nobody can use."""
+        data = manifests.dump(manifest)
+        try:
+            manifests.parse(data, cluster_id=self.identity.cluster_id, backup_id=manifest.id)
+        except Invalid as error:
+            raise Refused(
+                f"What is to be said of {manifest.id} would be refused by whoever reads it.",
+                "BAD_MANIFEST",
+                "Nothing was published, and what landed is kept. Correct what is named (the clock of the source, an "
+                "option), then run again.",
+                reasons=as_reasons(error.problems),
+            ) from None
+        return data
 
     def take_back(self) -> None:
         """What a run that was killed while publishing left in ``backups/`` becomes an unfinished transfer again."""
@@ -384,8 +401,9 @@ class ClusterStore:
         """A better copy, complete in :attr:`repairs_path`, takes the place of a bad one (which may be gone altogether).
 
         The bad manifest goes first, the good one comes last; the bad bytes stay beside it until then. Raises
-        :class:`Refused` (BEING_READ) while somebody reads the bad one.
+        :class:`Refused` (BEING_READ) while somebody reads the bad one, or (BAD_MANIFEST).
         """
+        document = self._document(manifest)
         source = os.path.join(self.repairs_path, backup_id)
         target = os.path.join(self.backups_path, backup_id)
         sync_tree(os.path.join(source, "data"))
@@ -407,7 +425,7 @@ class ClusterStore:
             # When its files were read last is no longer true of these.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(target, "reads.json"))
-            write_atomically(os.path.join(target, "manifest.json"), manifests.dump(manifest))
+            write_atomically(os.path.join(target, "manifest.json"), document)
             self.checkpoint("good manifest written")
             self._exchanged(backup_id)
 

@@ -545,3 +545,18 @@ def test_f17_a_time_ahead_does_not_stay_the_newest(site: Site) -> None:
     result = site.ship(select="newest", run_id="run-2")
     assert result.changed and len(site.published()) == 2, result.output
     assert any("has not come yet" in note for note in result.notes)
+
+
+def test_f17_a_clock_that_says_nonsense_makes_no_backup_that_nobody_can_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.deliver()
+    with monkeypatch.context() as patch:
+        patch.setattr(_ssh.Connection, "clock", lambda _connection: 1e30)
+        for number in (1, 2):
+            with pytest.raises(Refused) as refusal:
+                site.run(run_id=f"run-{number}")
+            assert any("clock_skew" in reason.message for reason in refusal.value.reasons)
+            assert not list(site.cluster.glob("backups/*")) and len(site.incoming) == 1
+    result = site.run(run_id="run-3")
+    assert len(site.published()) == 1 and result.report.bytes == 0

@@ -8,6 +8,7 @@ look at the calls and their order.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ from many_backups import Filler
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.manifest import Manifest
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.retention import Policy
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import Refused
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _disk, _pull
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._discover import Item
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint
@@ -157,6 +159,21 @@ def test_f13_a_repair_is_on_the_disk_step_by_step(filler: Filler, monkeypatch: p
         assert f"flush {target}" in calls.made[calls.made.index(made) : steps[step]], step
         if made in (bad, aside):
             assert f"flush {target}/bad" in calls.made[calls.made.index(made) : steps[step]], step
+
+
+@pytest.mark.parametrize("how", ["publish", "exchange"])
+def test_law_4_nothing_is_published_that_the_strict_reader_refuses(filler: Filler, how: str) -> None:
+    manifest = arrived(filler)
+    if how == "exchange":
+        (filler.path / "incoming").rename(filler.path / "repair")
+    before = sorted(filler.path.rglob("*"))
+    unreadable = dataclasses.replace(manifest, source={**manifest.source, "clock_skew": 10**30})
+    with pytest.raises(Refused) as refusal:
+        getattr(store_of(filler), how)(manifest.id, unreadable)
+    assert refusal.value.code == "BAD_MANIFEST" and "clock_skew" in str(refusal.value.as_result())
+    assert sorted(filler.path.rglob("*")) == before
+    getattr(store_of(filler), how)(manifest.id, manifest)
+    assert store_of(filler).published(manifest.id) == manifest
 
 
 def test_f13_what_is_unpublished_stays_so(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:

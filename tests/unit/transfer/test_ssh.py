@@ -232,3 +232,44 @@ def test_no_paramiko_is_refused(libraries: Path) -> None:
         load_paramiko()
     assert caught.value.code == "NO_PARAMIKO" and caught.value.remedy
     assert "invoke" not in sys.modules
+
+
+class Clock:
+    """A transport and its channel, over which a host says what it takes for the time."""
+
+    def __init__(self, said: bytes) -> None:
+        self.said = said
+
+    def open_session(self, timeout: float) -> Clock:
+        return self
+
+    def settimeout(self, seconds: float) -> None:
+        return
+
+    def exec_command(self, command: str) -> None:
+        assert "date" in command
+
+    def recv(self, count: int) -> bytes:
+        piece, self.said = self.said[:count], self.said[count:]
+        return piece
+
+    def close(self) -> None:
+        return
+
+
+@pytest.mark.parametrize(
+    ("said", "clock"),
+    [
+        (b"1795223580\n", 1795223580.0),
+        (b"99999999999\n", 99999999999.0),
+        (b"100000000000\n", None),
+        (b"9" * 30 + b"\n", None),
+        (b"9" * 1000, None),
+        (b"-5\n", None),
+        (b"", None),
+        (b"command not found", None),
+    ],
+)
+def test_f17_a_clock_tells_the_time_or_nothing(said: bytes, clock: float | None) -> None:
+    target = SshTarget("192.0.2.1", "dsm")
+    assert Connection(target, cast(paramiko.Transport, Clock(said))).clock() == clock
