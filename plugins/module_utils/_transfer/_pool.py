@@ -30,6 +30,12 @@ from ._worker import Ask, Broken, Denied, Failed, Orphaned, Told, Warm, Worker
 #: mallopt(3): from which size (bytes) memory comes from the kernel by itself, from which on what is free at the end of
 #: the heap is given back, and how much is fetched at once.
 _MALLOPT = {-3: 32 << 20, -1: 16 << 20, -2: 1 << 20}
+#: How long (s) a worker may take for an answer beside what its connection takes to come about: a large directory of a
+#: far host.
+ANSWER_SECONDS = 300.0
+#: In how many steps a connection comes about that may each take ``connect_timeout``: called twice, one key after the
+#: other as far as sshd lets us (MaxAuthTries), the agent, a channel and what runs in it.
+_STEPS = 12
 
 
 class Member:
@@ -64,7 +70,8 @@ class Member:
 class AskedSession:
     """A ``Session`` of a worker: what it asks a host goes over the connection that then moves the bytes.
 
-    It is made for the first question. One that was lost in between is built again at the next question.
+    It is made for the first question. One that was lost in between is built again at the next question. A worker that
+    answers neither well nor badly hangs, and is given up.
     """
 
     def __init__(self, member: Member, endpoint: SftpEndpoint) -> None:
@@ -78,8 +85,13 @@ class AskedSession:
         if not self._member.alive:
             raise _asked_is_dead()
         self._member.send(Ask(self._endpoint, question, arguments))
+        target = self._endpoint.target
+        limit = ANSWER_SECONDS + _STEPS * target.connect_timeout + target.stall_timeout
         while True:
             try:
+                if not self._member.pipe.poll(limit):
+                    self._member.end()
+                    raise _killed(f"The worker that looked at {target.label} gave no answer for {limit:g} s.")
                 answer = self._member.pipe.recv()
             except (EOFError, OSError):
                 self._member.end()

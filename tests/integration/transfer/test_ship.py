@@ -42,6 +42,7 @@ from ansible_collections.kmsops.fortanix_dsm.tests.integration.transfer.helpers 
     PATIENCE,
     Site,
     Sshd,
+    ended,
     run_module,
     ssh_target,
 )
@@ -472,6 +473,27 @@ def test_the_worker_that_looked_may_die(site: Site, monkeypatch: pytest.MonkeyPa
     assert [manifest.archive.sha256 for manifest in stored.values() if manifest.archive] == [
         hashlib.sha256(archive.read_bytes()).hexdigest()
     ]
+
+
+def test_f09_a_worker_that_hangs_while_it_looks_costs_itself_and_nothing_else(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two workers the one that is asked first is stopped and waited for in vain: the other looks."""
+    archive = site.deliver()
+    session = Pool.session
+    stopped: list[int] = []
+
+    def stop(pool: Pool, endpoint: SftpEndpoint) -> Session:
+        if not stopped:
+            stopped.append(pool.alive[0].pid)
+            os.kill(stopped[0], signal.SIGSTOP)
+            monkeypatch.setattr(pool.alive[0].pipe, "poll", lambda *_seconds: False)
+        return session(pool, endpoint)
+
+    monkeypatch.setattr(Pool, "session", stop)
+    result = site.run(workers=2)
+    assert ended(stopped[0])
+    assert [item["sha256"] for item in result.backups] == [hashlib.sha256(archive.read_bytes()).hexdigest()]
 
 
 def test_hashes_hold_for_every_source_that_names_the_file(site: Site) -> None:

@@ -202,6 +202,19 @@ def test_a_worker_that_dies_while_it_is_asked_is_not_waited_for() -> None:
         assert refusal.value.code == "UNKNOWN_HOST", "there is nobody to ask, and this process did not either"
 
 
+def test_f09_a_worker_that_hangs_while_it_is_asked_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is stopped answers never, so that it need not be waited for long."""
+    monkeypatch.setattr(_pool, "ANSWER_SECONDS", 0.1)
+    nobody = SftpEndpoint(SshTarget("192.0.2.1", "dsm", connect_timeout=0.0, stall_timeout=0.0))
+    with Pool(2) as pool:
+        stopped = pool.members[0]
+        os.kill(stopped.pid, signal.SIGSTOP)
+        with pytest.raises(ConnectionLost) as lost:
+            pool.session(nobody).expect_clock()
+        assert lost.value.code == "WORKERS_DIED" and gone(stopped.pid)
+        assert pool.alive == pool.members[1:]
+
+
 def test_a_host_is_called_once_for_the_first_question_and_by_nobody_else() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(PATIENCE)
