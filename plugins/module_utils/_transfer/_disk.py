@@ -19,6 +19,8 @@ from .._errors import DsmError, Refused, Unreadable
 
 #: What the kernel says where nothing more can be written.
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+#: What it says where nothing may be written, or where the disk fails.
+UNWRITABLE = frozenset((errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO))
 #: Bytes that are read at once.
 _PIECE = 4 << 20
 #: Bytes that the disk is told to fetch before anybody reads them.
@@ -33,6 +35,24 @@ def store_full(path: str, error: BaseException) -> Refused:
         "Make room (expire old backups by playbook prune_backups, or grow the file system), then run again. "
         "Backups that were published before are untouched.",
     )
+
+
+def store_unwritable(path: str, error: OSError) -> Refused:
+    """The error for a store that takes nothing although it has room (code STORE_UNWRITABLE)."""
+    return Refused(
+        f"{path} cannot be written: {error.strerror or error}.",
+        "STORE_UNWRITABLE",
+        f"Look whether its file system is mounted read-only ('findmnt -T {os.path.dirname(path)}'; the kernel does "
+        "that when a disk fails, 'dmesg' tells), who owns it ('ls -ld') and whether it is immutable ('lsattr -d'). Put "
+        "that right, then run again. Backups that were published before are untouched.",
+    )
+
+
+def not_written(path: str, error: OSError) -> Exception:
+    """The error for a person where something could not be written; the error itself where it says something else."""
+    if error.errno in FULL:
+        return store_full(path, error)
+    return store_unwritable(path, error) if error.errno in UNWRITABLE else error
 
 
 def read_bytes(path: str) -> bytes:
@@ -100,7 +120,7 @@ def sync_directory(path: str) -> None:
 
 
 def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Replace a file as a whole and durably. Raises :class:`Refused` (code STORE_FULL) or OSError."""
+    """Replace a file as a whole and durably. Raises :class:`Refused` (STORE_FULL, STORE_UNWRITABLE) or OSError."""
     # Two processes may write the same file.
     temporary = f"{path}.{os.getpid()}.new"
     try:
@@ -113,17 +133,17 @@ def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
         os.replace(temporary, path)
         sync_directory(os.path.dirname(path))
     except OSError as error:
-        if error.errno in FULL:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise store_full(path, error) from None
-        raise
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise not_written(path, error) from None
 
 
 def make_directory(path: str) -> None:
-    """A directory of our own (0700), durable; it may exist. Raises :class:`Refused` (NOT_A_DIRECTORY, STORE_FULL)."""
+    """A directory of our own (0700), durable; it may exist. Raises :class:`Refused` (NOT_A_DIRECTORY, STORE_FULL,
+    STORE_UNWRITABLE) or OSError."""
     try:
         os.mkdir(path, 0o700)
+        sync_directory(os.path.dirname(path))
     except FileExistsError:
         if os.path.isdir(path):
             return
@@ -133,10 +153,7 @@ def make_directory(path: str) -> None:
             "Nothing here makes such a thing: look who did, move it away, then run again.",
         ) from None
     except OSError as error:
-        if error.errno in FULL:
-            raise store_full(path, error) from None
-        raise
-    sync_directory(os.path.dirname(path))
+        raise not_written(path, error) from None
 
 
 def sync_tree(path: str) -> None:

@@ -14,6 +14,7 @@ in it is hashed again before it is trusted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import math
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from .._errors import DsmError, Refused
 from . import _policy
 from ._discover import Item
-from ._disk import FULL, store_full
+from ._disk import FULL, store_full, store_unwritable
 from ._endpoint import Endpoint
 from ._pool import Member, Pool, nobody_left
 from ._ranges import Piece, Plan, Range, journal_line, range_length, read_journal, wants_more
@@ -142,6 +143,9 @@ def local_failure(directory: str, error: OSError) -> Refused:
     """The error of this host's own disk."""
     if error.errno in FULL:
         return store_full(error.filename or directory, error)
+    if error.errno == errno.EROFS:
+        # That says nothing about what has landed.
+        return store_unwritable(error.filename or directory, error)
     return Refused(
         f"{error.filename or directory}: {error.strerror or error}.",
         "TRANSFER_FAILED",

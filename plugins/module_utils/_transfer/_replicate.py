@@ -488,7 +488,7 @@ class _Run:
             return self._failed(step, manifest, local_failure(store.path, error))
         except (DsmError, Invalid) as error:
             # What is left of a transfer that only the link interrupted is worth keeping; of any other it is not.
-            if getattr(error, "code", "") not in TRANSIENT | {"BEING_READ", "LEASE_LOST"}:
+            if getattr(error, "code", "") not in TRANSIENT | {"BEING_READ", "LEASE_LOST", "STORE_UNWRITABLE"}:
                 self._guarded(store, lambda: remove_tree(place))
             return self._failed(step, manifest, error)
         # It is here whatever becomes of the record: the next run makes up for it.

@@ -36,6 +36,7 @@ from ._pull import (
     TRANSIENT,
     TransferPlan,
     TransferReport,
+    local_failure,
     pull,
 )
 from ._ssh import ConnectionLost, require_python
@@ -662,7 +663,8 @@ class _Run:
             return
         try:
             manifest = self._bring(job, lease)
-        except DsmError as error:
+        except (DsmError, OSError) as caught:
+            error = local_failure(self.store.path, caught) if isinstance(caught, OSError) else caught
             self.result.reasons.extend(
                 [replace(reason, remedy=reason.remedy or error.remedy) for reason in error.reasons]
                 or [tidy(error, job.source)]

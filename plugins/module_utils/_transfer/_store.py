@@ -27,11 +27,10 @@ from .._core.manifest import BACKUP_ID, CLUSTER_ID, Manifest
 from .._core.strict import Invalid, Problem, utc_text
 from .._errors import DsmError, Reason, Refused, Unreadable
 from ._disk import (
-    FULL,
     make_directory,
+    not_written,
     read_bytes,
     remove_tree,
-    store_full,
     sync_directory,
     sync_tree,
     write_atomically,
@@ -644,8 +643,8 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give the lease back if it is still ours."""
-        with self._store.mutex(), contextlib.suppress(FileNotFoundError, Invalid):
+        """Give the lease back if it is still ours; one that cannot be taken away ends with this process."""
+        with self._store.mutex(), contextlib.suppress(OSError, Invalid):
             if catalogue.parse_lease(read_bytes(self._path)).owner == self._me:
                 os.unlink(self._path)
 
@@ -787,8 +786,8 @@ class LedgerFile:
             yield None
             return
         except OSError as error:
-            if error.errno in FULL:
-                raise store_full(self.path, error) from None
+            if write:
+                raise not_written(self.path, error) from None
             raise
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if write else fcntl.LOCK_SH)
@@ -823,10 +822,9 @@ class LedgerFile:
             if end == 0:
                 sync_directory(os.path.dirname(self.path))
         except OSError as error:
-            os.ftruncate(descriptor, end)
-            if error.errno in FULL:
-                raise store_full(self.path, error) from None
-            raise
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, end)
+            raise not_written(self.path, error) from None
         last = self._last
         if last is not None and last.right == end:
             sha256 = last.sha256.copy()

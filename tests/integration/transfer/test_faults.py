@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -880,6 +881,52 @@ def test_f13_a_store_without_a_free_byte_recovers_by_itself(site: Site, tiny: Ca
             break
     assert set(site.published()) - known and len(known & set(site.published())) >= 2
     assert set(verified(site)) == {"ok"}
+
+
+def test_f28_a_store_that_became_read_only_is_told(site: Site, tiny: Callable[[int], None]) -> None:
+    """What the kernel does with a file system whose disk fails."""
+    tiny(6 * 1024)
+    site.deliver("first.tar.gz", age=900)
+    assert site.ship().changed
+    known = sorted(site.published())
+    site.deliver("second.tar.gz")
+    store = {"store": str(site.store)}
+    subprocess.run(["mount", "-o", "remount,ro", str(site.store)], check=True)
+    for result in (
+        site.ship(run_id="run-2"),
+        run_module("backup_prune", {**store, "keep": 1}),
+        run_module("backup_verify", store),
+        run_module("ledger", {**store, "state": "appended", "kind": "joined", "subject": "dr1"}),
+    ):
+        assert result.failed and "STORE_UNWRITABLE" in result.codes and "dmesg" in result.remedy, result.output
+    assert sorted(site.published()) == known
+    assert not run_module("backup_ship", staging(site, site.store.parent / "node")).failed
+    subprocess.run(["mount", "-o", "remount,rw", str(site.store)], check=True)
+    assert site.ship(run_id="run-3").changed and len(site.published()) == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EROFS, "STORE_UNWRITABLE"), (errno.EIO, "TRANSFER_FAILED")])
+def test_f28_a_backup_whose_place_cannot_be_written_stops_no_other(
+    site: Site, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
+    """It has landed, and stays for the next run."""
+    site.deliver("first.tar.gz", age=900)
+    second = site.deliver("second.tar.gz")
+    rename = os.rename
+
+    def renamed(old: str, new: str) -> None:
+        if "00000001-" in str(old):
+            raise OSError(number, os.strerror(number), str(old))
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", renamed)
+        with pytest.raises(DsmError) as caught:
+            site.run()
+    assert [reason.code for reason in caught.value.reasons] == [code]
+    (published,) = site.published().values()
+    assert published.source["path"] == str(second) and len(site.incoming) == 1
+    assert site.run(run_id="run-2").report.bytes == 0 and len(site.published()) == 2
 
 
 def test_f28_a_mount_below_a_backup_holds_that_one_and_no_other(site: Site, tiny: Callable[[int], None]) -> None:

@@ -369,18 +369,21 @@ def test_another_ledger_in_its_place_and_none(tmp_path: Path) -> None:
     assert caught.value.code == "UNREADABLE"
 
 
-def test_f12_an_event_that_had_no_room_never_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "STORE_FULL"), (errno.EIO, "STORE_UNWRITABLE")])
+def test_f12_an_event_that_had_no_room_never_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
     book = LedgerFile(str(tmp_path / "ledger.jsonl"))
     append(book, "n0")
     real = os.fsync
 
     def full(_descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DsmError) as caught:
         append(book, "n1")
-    assert caught.value.code == "STORE_FULL"
+    assert caught.value.code == code
     monkeypatch.setattr(os, "fsync", real)
     assert len(book.chain().events) == 1 == len(LedgerFile(book.path).chain().events)
     assert append(book, "n2").sequence == 2

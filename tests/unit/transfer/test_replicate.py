@@ -31,6 +31,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer impo
     _store,
     _verify,
 )
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._disk import store_full
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalEndpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._info import info
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._keeping import say
@@ -805,14 +806,14 @@ def test_a_copy_that_cannot_be_recorded_is_here_nevertheless(
 
     def written(path: str, data: bytes) -> None:
         if file == os.path.basename(path):
-            raise _store.store_full(path, OSError(errno.ENOSPC, "no space"))
+            raise store_full(path, OSError(errno.ENOSPC, "no space"))
         write(path, data)
 
     append = _store.LedgerFile.append_all
 
     def append_all(self: _store.LedgerFile, run_id: str, records: Any) -> Any:
         if any(kind == "shipped" for kind, _subject, _data in records):
-            raise _store.store_full(file, OSError(errno.ENOSPC, "no space"))
+            raise store_full(file, OSError(errno.ENOSPC, "no space"))
         return append(self, run_id, records)
 
     with monkeypatch.context() as patch:

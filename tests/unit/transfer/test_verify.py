@@ -1113,7 +1113,9 @@ def test_f12_without_an_inode_left_everything_is_read_and_recorded(
     assert "rotation.json" in told.reasons[0].message
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "STORE_FULL"), (errno.EIO, "UNREADABLE")])
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, "STORE_FULL"), (errno.EIO, "STORE_UNWRITABLE"), (errno.EBADF, "UNREADABLE")]
+)
 def test_f12_verdicts_that_cannot_be_recorded_are_told_and_end_nothing(
     filler: Filler, monkeypatch: pytest.MonkeyPatch, number: int, code: str
 ) -> None:
