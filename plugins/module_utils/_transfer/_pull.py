@@ -30,7 +30,7 @@ from ._discover import Item
 from ._disk import FULL, store_full, store_unwritable
 from ._endpoint import Endpoint
 from ._pool import Member, Pool, nobody_left
-from ._ranges import Piece, Plan, Range, journal_line, range_length, read_journal, wants_more
+from ._ranges import Piece, Pieces, Plan, Range, journal_line, range_length, read_journal, wants_more
 from ._worker import (
     Alive,
     Broken,
@@ -52,6 +52,8 @@ TRANSIENT = frozenset(("CONNECTION_LOST", "STALLED", "SSH_REFUSED", "SSH_UNREACH
 DEAD_AFTER = 120.0
 #: Ranges of slow workers that may be fetched a second time, for each worker of a transfer.
 DOUBLED = 4
+#: Bytes of a line of the journal at most; a path has 4096, and each may take six.
+_LINE = 64 << 10
 _ORPHAN_SECONDS = 10.0
 _REST_SECONDS = 5.0
 
@@ -352,8 +354,8 @@ class _Transfer:
         landed, begun = self._journalled()
         self._rewrite_journal(landed, begun)
         # What a run that died had begun to receive, and nobody knows how far.
-        self.report.resent = sum(piece.length for item in self.transfer.items for piece in begun.get(item.path, ()))
-        return Plan(sizes, [landed.get(item.path, []) for item in self.transfer.items])
+        self.report.resent = sum(begun.get(item.path, 0) for item in self.transfer.items)
+        return Plan(sizes, [landed.get(item.path, Pieces()) for item in self.transfer.items])
 
     def _wait_for_orphans(self) -> None:
         """Workers of a run that was killed end by themselves; nothing is trusted before the last one has."""
@@ -375,14 +377,15 @@ class _Transfer:
         finally:
             os.close(descriptor)
 
-    def _journalled(self) -> tuple[dict[str, list[Piece]], dict[str, list[Piece]]]:
+    def _journalled(self) -> tuple[dict[str, Pieces], dict[str, int]]:
         try:
             with open(self.transfer.journal, "rb") as file:
-                return read_journal(file.read())
+                # Where the line ends are damaged, all of it is one line.
+                return read_journal(iter(lambda: file.readline(_LINE), b""))
         except FileNotFoundError:
             return {}, {}
 
-    def _rewrite_journal(self, landed: t.Mapping[str, list[Piece]], begun: t.Mapping[str, list[Piece]]) -> None:
+    def _rewrite_journal(self, landed: t.Mapping[str, Pieces], begun: t.Mapping[str, int]) -> None:
         """Leave out what is counted now, so that it is not counted again by the next run."""
         if not begun:
             return

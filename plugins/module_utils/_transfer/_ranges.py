@@ -12,7 +12,9 @@ what is left and how fast it goes. Every byte belongs to exactly one state: open
 
 from __future__ import annotations
 
+import array
 import collections
+import itertools
 import json
 import typing as t
 
@@ -57,6 +59,40 @@ class Piece(t.NamedTuple):
     sha256: str = ""
 
 
+class Pieces:
+    """Ranges of one file that have landed, in the order of their offsets; of two at the same offset the later counts.
+
+    Of a long transfer over a slow link there are very many: each takes 48 bytes here.
+    """
+
+    def __init__(self, pieces: t.Iterable[Piece] = ()) -> None:
+        self._offsets, self._lengths, self._sha256 = array.array("q"), array.array("q"), bytearray()
+        for piece in pieces:
+            self.add(piece)
+
+    def add(self, piece: Piece) -> None:
+        """One more, with its SHA-256."""
+        self._offsets.append(piece.offset)
+        self._lengths.append(piece.length)
+        self._sha256 += bytes.fromhex(piece.sha256)
+
+    def __iter__(self) -> t.Iterator[Piece]:
+        offsets = self._offsets
+        order = sorted(range(len(offsets)), key=offsets.__getitem__)
+        for here, following in itertools.zip_longest(order, itertools.islice(order, 1, None)):
+            if following is None or offsets[following] != offsets[here]:
+                sha256 = self._sha256[32 * here : 32 * here + 32].hex()
+                yield Piece(offsets[here], self._lengths[here], sha256)
+
+    def within(self, size: int) -> t.Iterator[Piece]:
+        """Without those that overlap others, are empty or do not fit a file of so many bytes."""
+        at = 0
+        for piece in self:
+            if piece.length >= 1 and piece.offset >= at and piece.offset + piece.length <= size:
+                yield piece
+                at = piece.offset + piece.length
+
+
 class Plan:
     """The state of a transfer of files of these sizes (bytes).
 
@@ -64,12 +100,14 @@ class Plan:
     transferred. Those that overlap, are empty or do not fit the file are left out.
     """
 
-    def __init__(self, sizes: t.Sequence[int], claimed: t.Sequence[t.Sequence[Piece]] = ()) -> None:
+    def __init__(self, sizes: t.Sequence[int], claimed: t.Sequence[Pieces] = ()) -> None:
         self.sizes = tuple(sizes)
         self.total = sum(sizes)
         self.landed_bytes = 0
         self._number = 0
         self._open: collections.deque[tuple[int, int, int]] = collections.deque()
+        #: ranges to be checked that were lent to nobody yet, and those that came back unchecked
+        self._claims = self._claimed(claimed)
         self._checks: collections.deque[Range] = collections.deque()
         self._lent: dict[int, Range] = {}
         self._lent_bytes = 0
@@ -79,12 +117,9 @@ class Plan:
         self._frontier = [0] * len(sizes)
         for file, size in enumerate(sizes):
             at = 0
-            for piece in sorted(claimed[file]) if claimed else ():
-                if not piece.sha256 or piece.length < 1 or piece.offset < at or piece.offset + piece.length > size:
-                    continue
+            for piece in claimed[file].within(size) if claimed else ():
                 if piece.offset > at:
                     self._open.append((file, at, piece.offset))
-                self._checks.append(self._made(file, piece.offset, piece.length, piece.sha256))
                 at = piece.offset + piece.length
             if at < size:
                 self._open.append((file, at, size))
@@ -92,6 +127,12 @@ class Plan:
     def _made(self, file: int, offset: int, length: int, sha256: str = "") -> Range:
         self._number += 1
         return Range(self._number, file, offset, length, sha256)
+
+    def _claimed(self, claimed: t.Sequence[Pieces]) -> t.Iterator[Range]:
+        """One after the other: as ranges they would take much more memory."""
+        for file, pieces in enumerate(claimed):
+            for piece in pieces.within(self.sizes[file]):
+                yield self._made(file, piece.offset, piece.length, piece.sha256)
 
     # -- lending ----------------------------------------------------------------------------------------------------
     def _lend(self, worker: int, item: Range) -> Range:
@@ -102,7 +143,8 @@ class Plan:
 
     def take_check(self, worker: int) -> Range | None:
         """Lend the next range that is said to be there; None when all are lent or checked."""
-        return self._lend(worker, self._checks.popleft()) if self._checks else None
+        item = self._checks.popleft() if self._checks else next(self._claims, None)
+        return None if item is None else self._lend(worker, item)
 
     def take(self, worker: int, length: int) -> Range | None:
         """Lend the next range to be transferred, about ``length`` bytes; None when nothing is open."""
@@ -173,11 +215,6 @@ class Plan:
         """Bytes that are lent to nobody."""
         return self.total - self.landed_bytes - self._lent_bytes
 
-    @property
-    def checking(self) -> bool:
-        """Whether claimed ranges wait for their check."""
-        return bool(self._checks)
-
     def held_by(self, worker: int) -> list[Range]:
         """What a worker has and has not delivered."""
         return [self._lent[number] for number, holders in self._holders.items() if worker in holders]
@@ -221,16 +258,16 @@ def journal_line(path: str, piece: Piece) -> bytes:
     return b"\n" + json.dumps(value, sort_keys=True).encode("ascii") + b"\n"
 
 
-def read_journal(data: bytes) -> tuple[dict[str, list[Piece]], dict[str, list[Piece]]]:
-    """What a journal says has landed, by path, and what was only begun.
+def read_journal(lines: t.Iterable[bytes]) -> tuple[dict[str, Pieces], dict[str, int]]:
+    """What a journal says has landed, by path, and how many bytes were only begun.
 
     A line that was damaged costs the range that it speaks of and no other. Of two lines about the same bytes the later
     counts. Nothing in it is trusted before it was hashed again.
     """
-    landed: dict[str, dict[int, Piece]] = {}
-    begun: dict[str, dict[int, Piece]] = {}
-    for line in data.split(b"\n"):
-        if not line:
+    landed: dict[str, Pieces] = {}
+    begun: dict[str, dict[int, int]] = {}
+    for line in lines:
+        if line == b"\n":
             continue
         try:
             value = load(line, "journal")
@@ -240,17 +277,15 @@ def read_journal(data: bytes) -> tuple[dict[str, list[Piece]], dict[str, list[Pi
         offset, length = _natural(value.get("offset")), _natural(value.get("length"))
         if not isinstance(path, str) or offset < 0 or length < 1:
             continue
-        piece = Piece(offset, length, sha256 if isinstance(sha256, str) else "")
         if sha256 is None:
-            begun.setdefault(path, {})[piece.offset] = piece
-        elif SHA256.match(piece.sha256):
-            landed.setdefault(path, {})[piece.offset] = piece
-            begun.get(path, {}).pop(piece.offset, None)
-    return (
-        {path: sorted(pieces.values()) for path, pieces in landed.items()},
-        {path: sorted(pieces.values()) for path, pieces in begun.items() if pieces},
-    )
+            begun.setdefault(path, {})[offset] = length
+        elif isinstance(sha256, str) and SHA256.match(sha256):
+            if path not in landed:
+                landed[path] = Pieces()
+            landed[path].add(Piece(offset, length, sha256))
+            begun.get(path, {}).pop(offset, None)
+    return landed, {path: sum(lengths.values()) for path, lengths in begun.items() if lengths}
 
 
 def _natural(value: t.Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else -1
+    return value if isinstance(value, int) and not isinstance(value, bool) and value < 1 << 63 else -1

@@ -690,9 +690,10 @@ def test_what_landed_before_the_death_is_used_but_only_after_hashing_it_again(si
     (landing,) = (site.cluster / "incoming").glob("*/data/backup.bin")
     (journal,) = (site.cluster / "incoming").glob("*/journal.jsonl")
     # Which ranges had landed is a matter of how quick each worker was.
-    known, _begun = _ranges.read_journal(journal.read_bytes())
+    with open(journal, "rb") as lines:
+        known, _begun = _ranges.read_journal(lines)
     with open(landing, "r+b") as file:
-        file.seek(known["backup.bin"][5].offset + 100)
+        file.seek(list(known["backup.bin"])[5].offset + 100)
         file.write(b"bit rot")
     result = site.run(workers=WORKERS)
     assert result.report.reused == (ranges // 2 - 1) * RANGE

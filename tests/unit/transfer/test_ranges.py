@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ran
     MEBI,
     SMALLEST,
     Piece,
+    Pieces,
     Plan,
     Range,
     journal_line,
@@ -104,7 +106,7 @@ def test_what_a_journal_claims_is_checked_and_nothing_else_is_left_out(size: int
             max_size=8,
         )
     )
-    plan = Plan([size], [pieces])
+    plan = Plan([size], [Pieces(piece for piece in pieces if piece.sha256)])
     ledger = Ledger(plan)
     refute = data.draw(st.booleans())
     while True:
@@ -128,7 +130,7 @@ def test_what_a_journal_claims_is_checked_and_nothing_else_is_left_out(size: int
 
 
 def test_a_worker_that_dies_gives_its_checks_back_as_checks() -> None:
-    plan = Plan([MEBI], [[Piece(0, MEBI, SHA)]])
+    plan = Plan([MEBI], [Pieces([Piece(0, MEBI, SHA)])])
     assert plan.take_check(1) is not None and plan.take_check(1) is None
     plan.give_back(1)
     again = plan.take_check(2)
@@ -198,15 +200,36 @@ def test_nobody_has_more_ahead_than_memory_for_it() -> None:
 # -- the journal ---------------------------------------------------------------------------------------------------
 
 
+def read(data: bytes) -> tuple[dict[str, list[Piece]], dict[str, int]]:
+    """What a journal of these bytes says."""
+    landed, begun = read_journal(io.BytesIO(data))
+    return {path: list(pieces) for path, pieces in landed.items()}, begun
+
+
 def test_a_journal_is_read_as_it_was_written() -> None:
     pieces = [Piece(0, 5, SHA), Piece(5, 7), Piece(12, 1, SHA)]
     data = b"".join(journal_line("a b\u00fc", piece) for piece in pieces)
-    assert read_journal(data) == ({"a b\u00fc": [pieces[0], pieces[2]]}, {"a b\u00fc": [pieces[1]]})
+    assert read(data) == ({"a b\u00fc": [pieces[0], pieces[2]]}, {"a b\u00fc": 7})
 
 
 def test_what_landed_is_no_longer_only_begun() -> None:
     data = journal_line("a", Piece(0, 5)) + journal_line("a", Piece(0, 5, SHA))
-    assert read_journal(data) == ({"a": [Piece(0, 5, SHA)]}, {})
+    assert read(data) == ({"a": [Piece(0, 5, SHA)]}, {})
+
+
+def test_of_two_lines_about_the_same_bytes_the_later_counts() -> None:
+    other = hashlib.sha256(b"other").hexdigest()
+    lines = [Piece(5, 5, SHA), Piece(0, 5, SHA), Piece(5, 6, other), Piece(0, 5, other), Piece(0, 5, SHA)]
+    assert read(b"".join(journal_line("a", piece) for piece in lines))[0] == {"a": [lines[4], lines[2]]}
+
+
+@given(st.lists(st.builds(Piece, st.integers(0, 20), st.integers(1, 5), st.just(SHA)), max_size=12))
+def test_pieces_are_in_order_and_within_a_file_they_do_not_overlap(pieces: list[Piece]) -> None:
+    found = list(Pieces(pieces))
+    assert found == sorted({piece.offset: piece for piece in pieces}.values())
+    within = list(Pieces(pieces).within(20))
+    assert set(within) <= set(found) and all(piece.offset + piece.length <= 20 for piece in within)
+    assert all(one.offset + one.length <= other.offset for one, other in zip(within, within[1:]))
 
 
 @given(st.integers(0, 400))
@@ -214,16 +237,16 @@ def test_a_journal_that_ends_anywhere_costs_at_most_its_last_line(cut: int) -> N
     lines = [journal_line("a", Piece(index * 10, 10, SHA)) for index in range(3)]
     data = b"".join(lines)[:cut]
     whole = sum(len(b"".join(lines[: index + 1])) - 1 <= cut for index in range(3))
-    landed, _begun = read_journal(data)
+    landed, _begun = read(data)
     assert landed.get("a", []) == [Piece(index * 10, 10, SHA) for index in range(whole)]
     # And whoever goes on writes a line of its own.
-    landed, _begun = read_journal(data + journal_line("a", Piece(90, 5, SHA)))
+    landed, _begun = read(data + journal_line("a", Piece(90, 5, SHA)))
     assert landed["a"][-1] == Piece(90, 5, SHA)
 
 
 @given(st.binary(max_size=200))
 def test_no_journal_whatever_is_in_it_breaks_a_run(noise: bytes) -> None:
-    landed, _begun = read_journal(noise + journal_line("a", Piece(1, 2, SHA)))
+    landed, _begun = read(noise + journal_line("a", Piece(1, 2, SHA)))
     assert Piece(1, 2, SHA) in landed["a"]
 
 
@@ -232,6 +255,7 @@ def test_no_journal_whatever_is_in_it_breaks_a_run(noise: bytes) -> None:
     [
         b'{"path": 1, "offset": 0, "length": 9, "sha256": "%s"}' % SHA.encode(),
         b'{"path": "a", "offset": -1, "length": 9, "sha256": "%s"}' % SHA.encode(),
+        b'{"path": "a", "offset": 9223372036854775808, "length": 9, "sha256": "%s"}' % SHA.encode(),
         b'{"path": "a", "offset": true, "length": 9, "sha256": "%s"}' % SHA.encode(),
         b'{"path": "a", "offset": 0, "length": 0, "sha256": "%s"}' % SHA.encode(),
         b'{"path": "a", "offset": 0, "length": 9, "sha256": "x"}',
@@ -242,4 +266,4 @@ def test_no_journal_whatever_is_in_it_breaks_a_run(noise: bytes) -> None:
     ],
 )
 def test_lines_that_mean_nothing_are_left_out(line: bytes) -> None:
-    assert read_journal(line + b"\n") == ({}, {})
+    assert read(line + b"\n") == ({}, {})

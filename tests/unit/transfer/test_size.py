@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 import tracemalloc
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ FAST, SLOW = 0.0, 1.0 * MEBI
 #: Bytes of memory that a plan takes, whatever it is for; like those below about twice what was measured.
 PLAN = 96 << 10
 #: Bytes for each range that had landed: its lines in the journal, and what it takes to read them when a run resumes.
-LINES, READING = 500, 1300
+LINES, READING = 500, 270
 
 
 @contextmanager
@@ -93,11 +94,12 @@ def test_what_is_resumed_takes_as_much_as_it_has_ranges(size: int, rate: float) 
     count = transfer(Plan([size]), rate, text.extend, size - size // 64)
     data = bytes(text)
     with measured() as most:
-        landed, begun = read_journal(data)
+        landed, begun = read_journal(io.BytesIO(data))
         plan = Plan([size], [landed[PATH]])
         peak = most()
         assert peak < READING * count
-        assert len(landed[PATH]) == count and 0 < len(begun[PATH]) <= WORKERS * 16
+        assert sum(1 for _piece in landed[PATH]) == count
+        assert 0 < begun[PATH] <= size // 64
         del landed, begun
         # What was claimed is forgotten again as it is checked.
         transfer(plan, rate, lambda _line: None, size)
