@@ -238,6 +238,12 @@ class _Run:
         self.passed_over: set[str] = set()
         #: what has no room now, eldest first
         self.left: list[_Job] = []
+        #: places and paths of sources of which it is known what they hold
+        self.looked_at: set[tuple[str, str]] = set()
+        #: places and names of deliveries that were refused now, and may come later
+        self.refused: set[tuple[str, str]] = set()
+        #: unfinished transfers that go, and what a person is told of each
+        self.dropped: dict[str, str] = {}
         self.broken_ledger = False
 
     def go(self, lease: Lease | None, taken_over: str) -> None:
@@ -254,7 +260,7 @@ class _Run:
             jobs = self._room(self._plan())
             self._number(jobs)
             if lease is not None:
-                self._drop_stale(jobs)
+                self._drop()
                 self._leave([job.key for job in jobs if job.key not in self.known])
             for job in jobs:
                 self._one(job, lease)
@@ -273,6 +279,9 @@ class _Run:
         for number, source in enumerate(self.request.sources):
             try:
                 found, wanted = self._look(number, source, deadline)
+                if found:
+                    # Where there is nothing at all, what it is on may be away.
+                    self.looked_at.add((source.endpoint.place, source.path))
                 total += found
                 jobs.extend(wanted)
             except DsmError as error:
@@ -298,6 +307,7 @@ class _Run:
             for path, sha256 in job.hashes.items():
                 if first.hashes.setdefault(path, sha256) != sha256:
                     del merged[job.key]
+                    self._refused([job])
                     self.result.reasons.append(
                         Reason(
                             "SOURCE_HASH",
@@ -396,6 +406,7 @@ class _Run:
         skew = round(clock - time.time()) if clock is not None else None
         good, growing = settle(session, source, fresh, self.request.quiet, max(0.0, deadline - time.monotonic()))
         self.result.reasons.extend(reason for _unit, reason in growing)
+        self.refused.update((place, unit.name) for unit, _reason in growing)
         jobs = [_Job(source, unit, skew, None, "unknown", []) for unit in stored]
         for unit in good:
             soft = self._refuse(source, unit)
@@ -419,10 +430,15 @@ class _Run:
                 )
             )
         standing = [reason for reason in reasons if reason.hard or reason.code not in self.request.accept]
+        if standing:
+            self.refused.add((source.endpoint.place, unit.name))
         self.result.reasons.extend(standing)
         accepted = [reason for reason in reasons if reason not in standing]
         self.result.accepted.extend(accepted)
         return None if standing else sorted({reason.code for reason in accepted})
+
+    def _refused(self, jobs: t.Iterable[_Job]) -> None:
+        self.refused.update((job.source.endpoint.place, job.unit.name) for job in jobs)
 
     def _claim(self, jobs: list[_Job]) -> None:
         """Give ``snapshot_started`` to the backup that it is about: the youngest that was written after it.
@@ -447,6 +463,7 @@ class _Run:
             )
             if reason.code not in self.request.accept:
                 self.result.reasons.append(reason)
+                self._refused(jobs)
                 jobs.clear()
                 return
             self.result.accepted.append(reason)
@@ -492,9 +509,16 @@ class _Run:
         jobs = self._possible(jobs)
         wanted = [job for job in jobs if job.key not in self.known]
         have_bytes, have_inodes = self.store.free()
-        limit = have_bytes + landed_bytes(self.store.incoming_path)
+        landed, kept = self._unfinished(wanted)
+        limit = have_bytes + landed
         sizes = [(job.unit.size, len(job.unit.items)) for job in wanted]
-        waiting = len(wanted) - fitting(sizes[::-1], limit, have_inodes, self.request.headroom)
+        most = fitting(sizes[::-1], limit + sum(kept.values()), have_inodes, self.request.headroom)
+        # What may be continued some day costs bytes on the link when it goes; what it keeps out would be no backup.
+        while fitting(sizes[::-1], limit, have_inodes, self.request.headroom) < most:
+            name = next(iter(kept))
+            limit += kept.pop(name)
+            self.dropped[name] = "its room is needed for what can come now"
+        waiting = len(wanted) - most
         self.left, coming = wanted[:waiting], wanted[waiting:]
         if self.left:
             full = store_full(self.store.path, OSError(28, "not enough free space"))
@@ -593,28 +617,41 @@ class _Run:
     def _incoming_source(self, backup_id: str) -> dict[str, t.Any]:
         return load(read_bytes(os.path.join(self.store.incoming_path, backup_id, "source.json")), "source.json")
 
-    def _drop_stale(self, jobs: list[_Job]) -> None:
-        """Unfinished transfers of these sources whose bytes are no longer there as they were: never continued.
+    def _unfinished(self, wanted: t.Iterable[_Job]) -> tuple[int, dict[str, int]]:
+        """Bytes that this run need not find room for again, and those of transfers that only a later run may continue.
 
-        Those of a source that could not be read now are kept.
+        What will never be continued goes, and its bytes are among the first. Never continued is what its source, which
+        was looked at, no longer has as it was; unless it was only refused there now.
         """
-        wanted = {job.key for job in jobs}
-        looked_at = {(source.endpoint.place, source.path) for source in self.request.sources}
+        keys = {job.key for job in wanted}
+        landed, kept = 0, {}
         for name in self.store.incoming():
-            directory = os.path.join(self.store.incoming_path, name)
+            size = landed_bytes(os.path.join(self.store.incoming_path, name))
             try:
                 source = self._incoming_source(name)
             except (OSError, Invalid, DsmError):
-                remove_tree(directory)
+                self.dropped[name] = "nobody can tell what it is of"
+                landed += size
                 continue
-            if source.get("key") in wanted or (source.get("place"), source.get("path")) not in looked_at:
-                continue
-            if self.result.reasons:
-                continue
-            remove_tree(directory)
-            self.result.notes.append(
-                f"Dropped the unfinished transfer {name}: {source.get('name')} is no longer the same."
-            )
+            if source.get("key") in keys:
+                landed += size
+            elif (source.get("place"), source.get("path")) not in self.looked_at or self._was_refused(source):
+                kept[name] = size
+            else:
+                self.dropped[name] = f"{source.get('name')} is no longer the same"
+                landed += size
+        return landed, kept
+
+    def _was_refused(self, source: t.Mapping[str, t.Any]) -> bool:
+        """Whether a delivery, or a directory that it lies in, was refused now."""
+        name = f"{source.get('name')}/"
+        return any(place == source.get("place") and name.startswith(f"{above}/") for place, above in self.refused)
+
+    def _drop(self) -> None:
+        """Remove the unfinished transfers that nobody continues, or whose room others need."""
+        for name, why in self.dropped.items():
+            remove_tree(os.path.join(self.store.incoming_path, name))
+            self.result.notes.append(f"Dropped the unfinished transfer {name}: {why}.")
 
     def _check_ledger(self) -> None:
         chain = self.store.ledger.chain()

@@ -623,7 +623,7 @@ def test_f10_a_bit_that_flips_between_landing_and_publishing(
 # -- death ---------------------------------------------------------------------------------------------------------
 
 
-def kill_at(site: Site, name: str, count: int = 1) -> bool:
+def kill_at(site: Site, name: str, count: int = 1, **changes: Any) -> bool:
     """Ship in another process that is killed with SIGKILL at the ``count``-th step of this name; whether it was."""
     seen = []
 
@@ -635,7 +635,7 @@ def kill_at(site: Site, name: str, count: int = 1) -> bool:
     child = os.fork()
     if child == 0:
         try:
-            site.run(checkpoint=step, workers=WORKERS)
+            site.run(checkpoint=step, workers=WORKERS, **changes)
         finally:
             os._exit(0)
     _pid, status = os.waitpid(child, 0)
@@ -858,6 +858,75 @@ def test_f13_what_an_unfinished_transfer_has_not_written_yet_is_not_counted_as_r
     assert caught.value.details["bytes"] == 0 and site.incoming, "what had landed is kept"
     (site.store / "filler").unlink()
     assert site.run().report.reused >= 3 * RANGE
+
+
+def blob(path: Path, size: int, age: float) -> Path:
+    """A delivery in no particular format; each name has bytes of its own."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(random.Random(path.name).randbytes(size))
+    moment = time.time() - age
+    os.utime(path, (moment, moment))
+    return path
+
+
+def test_f13_what_is_left_of_a_dead_source_goes_when_its_room_is_needed_and_not_before(
+    site: Site, tiny: Callable[[int], None], small_ranges: None
+) -> None:
+    """A disk died in the middle of a transfer and stays dead; another one delivers."""
+    tiny(6 * 1024)
+    dead = blob(site.source.parent / "dead" / "a.bin", 4 * MEBI, 900).parent
+    assert kill_at(site, "range landed", 40, sources=[site.sshd.login(path=f"{dead}/*")])
+    (left,) = site.incoming
+    sources = [site.sshd.login(path=f"{directory}/*") for directory in (dead, site.source)]
+    dead.rename(dead.parent / "away")
+    blob(site.source / "b.bin", MEBI, 600)
+    assert site.ship(sources=sources).codes == ["SOURCE_UNREADABLE"]
+    assert len(site.published()) == 1 and site.incoming == [left]
+    blob(site.source / "c.bin", 3 * MEBI, 300)
+    result = site.ship(sources=sources)
+    assert result.codes == ["SOURCE_UNREADABLE"] and len(site.published()) == 2 and not site.incoming
+    assert left.name in result.output and "its room is needed" in result.output
+
+
+def test_f13_what_is_left_of_a_delivery_that_is_gone_does_not_stop_the_next(
+    site: Site, tiny: Callable[[int], None], small_ranges: None
+) -> None:
+    """It was taken away half-way; beside it lies one that is refused for good."""
+    tiny(6 * 1024)
+    path = blob(site.source / "a.bin", 4 * MEBI, 900)
+    assert kill_at(site, "range landed", 40)
+    path.unlink()
+    (site.source / "zero.bin").touch()
+    site.at(site.source / "zero.bin", 3000)
+    blob(site.source / "b.bin", 4 * MEBI, 600)
+    assert site.ship().codes == ["ZERO_LENGTH"]
+    assert len(site.published()) == 1 and not site.incoming
+
+
+def test_f13_what_is_left_of_a_path_that_is_no_source_any_more_does_not_stop_the_next(
+    site: Site, tiny: Callable[[int], None], small_ranges: None
+) -> None:
+    """A run was killed, the operator corrected the path, DSM rotated its delivery."""
+    tiny(8 * 1024)
+    path = blob(site.source / "a.bin", 4 * MEBI, 900)
+    assert kill_at(site, "range landed", 60, sources=[site.sshd.login(path=f"{site.source}/a*")])
+    path.unlink()
+    blob(site.source / "b.bin", 5 * MEBI, 600)
+    assert site.ship().changed and len(site.published()) == 1 and not site.incoming
+
+
+def test_f13_what_is_refused_now_goes_on_where_it_was(site: Site, small_ranges: None) -> None:
+    """Something else comes meanwhile, and there is room for both."""
+    path = big(site)
+    content, times = path.read_bytes(), path.stat()
+    assert kill_at(site, "range landed", 20)
+    path.write_bytes(b"")
+    site.deliver(age=900)
+    assert site.ship().codes == ["ZERO_LENGTH"]
+    assert len(site.published()) == 1 and len(site.incoming) == 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert site.run().report.reused > 0 and len(site.published()) == 2 and not site.incoming
 
 
 def test_f13_a_store_without_a_free_byte_recovers_by_itself(site: Site, tiny: Callable[[int], None]) -> None:
