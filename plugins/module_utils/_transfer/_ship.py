@@ -21,7 +21,7 @@ from .._core.catalogue import next_id
 from .._core.manifest import FileEntry, Manifest, Sealed
 from .._core.openability import describe
 from .._core.room import Room, fitting, with_headroom
-from .._core.strict import Invalid, load, utc_seconds, utc_text
+from .._core.strict import Invalid, digest, load, utc_seconds, utc_text
 from .._errors import DsmError, Reason, Refused
 from . import _structure
 from ._changed import changed
@@ -138,6 +138,24 @@ class _Job:
     @property
     def key(self) -> str:
         return self.unit.key(self.source.endpoint.place)
+
+    def noted(self) -> dict[str, str]:
+        """What is noted beside that which lands, for the run that continues it."""
+        return {
+            "key": self.key,
+            "state": digest([*self.unit.state]),
+            "name": self.unit.name,
+            "place": self.source.endpoint.place,
+            "path": self.source.path,
+        }
+
+    def continues(self, noted: t.Mapping[str, t.Any]) -> bool:
+        """Whether what landed is of these very files: another one of the same size and time has the same key.
+
+        Runs of earlier versions noted no state. Over SFTP it says nothing that the key does not say.
+        """
+        state = self.noted()["state"]
+        return bool(noted.get("state", state if self.source.endpoint.host else None) == state)
 
 
 def ship(request: ShipRequest, check_mode: bool) -> ShipResult:
@@ -623,7 +641,7 @@ class _Run:
         What will never be continued goes, and its bytes are among the first. Never continued is what its source, which
         was looked at, no longer has as it was; unless it was only refused there now.
         """
-        keys = {job.key for job in wanted}
+        jobs = {job.key: job for job in wanted}
         landed, kept = 0, {}
         for name in self.store.incoming():
             size = landed_bytes(os.path.join(self.store.incoming_path, name))
@@ -633,19 +651,22 @@ class _Run:
                 self.dropped[name] = "nobody can tell what it is of"
                 landed += size
                 continue
-            if source.get("key") in keys:
+            job = jobs.get(str(source.get("key")))
+            if job is not None and job.continues(source):
                 landed += size
-            elif (source.get("place"), source.get("path")) not in self.looked_at or self._was_refused(source):
+            elif job is None and self._may_come(source):
                 kept[name] = size
             else:
                 self.dropped[name] = f"{source.get('name')} is no longer the same"
                 landed += size
         return landed, kept
 
-    def _was_refused(self, source: t.Mapping[str, t.Any]) -> bool:
-        """Whether a delivery, or a directory that it lies in, was refused now."""
-        name = f"{source.get('name')}/"
-        return any(place == source.get("place") and name.startswith(f"{above}/") for place, above in self.refused)
+    def _may_come(self, noted: t.Mapping[str, t.Any]) -> bool:
+        """Whether a later run may continue it: nobody could look, or it or a directory above it was refused now."""
+        if (noted.get("place"), noted.get("path")) not in self.looked_at:
+            return True
+        name = f"{noted.get('name')}/"
+        return any(place == noted.get("place") and name.startswith(f"{above}/") for place, above in self.refused)
 
     def _drop(self) -> None:
         """Remove the unfinished transfers that nobody continues, or whose room others need."""
@@ -717,7 +738,7 @@ class _Run:
         data = os.path.join(incoming, "data")
         make_directory(incoming)
         at("incoming made")
-        source = {"key": job.key, "name": job.unit.name, "place": job.source.endpoint.place, "path": job.source.path}
+        source = job.noted()
         write_atomically(os.path.join(incoming, "source.json"), json.dumps(source).encode("utf-8"))
         make_directory(data)
         at("source noted")

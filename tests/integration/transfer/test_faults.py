@@ -715,6 +715,39 @@ def test_a_damaged_journal_costs_time_and_nothing_else(site: Site, damage: bytes
     assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_f12_two_runs_never_mix_two_local_files_of_one_size_and_time(site: Site, small_ranges: None) -> None:
+    """When a local file changed last in any way counts between two runs as it does within one."""
+    path = big(site)
+    times = path.stat()
+    local = [{"path": f"{site.source}/*"}]
+    assert kill_at(site, "range landed", 24, sources=local)
+    other = site.source.parent / "other"
+    other.write_bytes(random.Random(8).randbytes(times.st_size))
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    other.replace(path)
+    result = site.run(sources=local)
+    assert result.report.reused == 0 and not site.incoming
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert verified(site) == ["ok"]
+
+
+@pytest.mark.parametrize(("remote", "state"), [(True, True), (True, False), (False, True), (False, False)])
+def test_what_an_earlier_version_left_goes_on_where_the_key_tells_all_that_is_known(
+    site: Site, small_ranges: None, remote: bool, state: bool
+) -> None:
+    path = big(site)
+    sources = [{**(site.sshd.login() if remote else {}), "path": f"{site.source}/*"}]
+    assert kill_at(site, "range landed", 24, sources=sources)
+    (note,) = site.cluster.glob("incoming/*/source.json")
+    noted = json.loads(note.read_text())
+    if not state:
+        del noted["state"]
+        note.write_text(json.dumps(noted))
+    result = site.run(sources=sources)
+    assert (result.report.reused > 0) == (remote or state) and not site.incoming
+    assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 # -- two at once ---------------------------------------------------------------------------------------------------
 
 
