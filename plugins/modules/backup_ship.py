@@ -95,6 +95,13 @@ options:
             it was encrypted for the way shows only where the format of the backup has checksums of its own.
         type: dict
         default: {}
+      clock_skew:
+        description:
+          - By how many seconds the clock of that host is ahead of the store's, where somebody measured it. It counts
+            where the host does not tell its clock, as with a key that may do nothing but SFTP.
+          - Without it nobody knows there whether a delivery is younger than O(snapshot_started). It is shipped, and its
+            manifest does not say when its snapshot started; with V(CLOCK_SKEW) in O(accept) that counts as attested.
+        type: int
       key_file: &key_file
         description: Private key on the store (mode C(0600)). Absent means the agent that C(SSH_AUTH_SOCK) names.
         type: path
@@ -397,6 +404,7 @@ def argument_spec() -> dict[str, t.Any]:
         "path": {"type": "str", "required": True},
         "layout": {"type": "str", "choices": ["single", "per_node", "together"], "default": "single"},
         "hashes": {"type": "dict", "default": {}},
+        "clock_skew": {"type": "int"},
     }
     sealed = {
         "node": {"type": "str", "required": True},

@@ -41,12 +41,14 @@ class Source:
     """One entry of ``sources``: an endpoint, an absolute path (its last parts may be globs) and a layout.
 
     ``hashes``: SHA-256 (hex) by absolute path of files there, where somebody computed them at the source.
+    ``clock_skew``: seconds by which its clock is ahead of the store's, where somebody measured it.
     """
 
     endpoint: Endpoint
     path: str
     layout: str = "single"
     hashes: t.Mapping[str, str] = field(default_factory=dict, hash=False)
+    clock_skew: int | None = None
 
     @property
     def label(self) -> str:

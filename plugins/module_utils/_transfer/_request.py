@@ -67,7 +67,13 @@ def ship_request(
         store=options["store"],
         cluster=Cluster(cluster["fingerprint"], cluster["uid"], cluster["version"], tuple(members)),
         sources=tuple(
-            Source(endpoint(source, options), _resolved(source, source["path"]), source["layout"], _hashes(source))
+            Source(
+                endpoint(source, options),
+                _resolved(source, source["path"]),
+                source["layout"],
+                _hashes(source),
+                source.get("clock_skew"),
+            )
             for source in options["sources"]
         ),
         sealed_for=tuple(

@@ -46,6 +46,8 @@ from ._store import Checkpoint, ClusterStore, Lease, as_reasons, identities, no_
 LOOKS = 3
 #: Clocks further apart than this (s) cannot say which backup is younger than an event elsewhere.
 MAX_SKEW = 300
+#: A clock is told in whole seconds, and on the way: nobody can tell whether so small a skew (s) is one.
+_NO_SKEW = 2
 #: Codes after which what has landed of a backup is of no use, or takes room that others need. Whatever else ends a
 #: transfer says nothing about these bytes: they are checked again before they are used.
 _OF_NO_USE = frozenset(("SOURCE_CHANGED", "DAMAGED", "STORE_FULL", "TRANSFER_FAILED"))
@@ -368,19 +370,22 @@ class _Run:
             note = f"{len(unused)} hashes given for {source.label} belong to no file of a backup there: {unused[0]}."
             self.result.notes.append(note)
 
-    def _fresh(self, unit: Unit, place: str, now: float) -> bool:
-        """Whether all of a unit was written after the snapshot that was announced had started."""
-        started = self.request.snapshot_started
-        if started is None or not unit.items or unit.oldest < int(utc_seconds(started)):
-            return False
-        return not self._ahead(unit, place, now)
+    def _fresh(self, unit: Unit, place: str, skew: int | None) -> bool:
+        """Whether all of a unit was written after the snapshot that was announced had started.
 
-    def _ahead(self, unit: Unit, place: str, now: float) -> bool:
-        """Whether a unit is said to be written later than it was seen, so that its time says nothing; ``now`` is the
-        clock of its source."""
+        A clock of which nothing is known is taken for right; then this proves nothing.
+        """
+        started = self.request.snapshot_started
+        ahead = skew if skew and abs(skew) > _NO_SKEW else 0
+        if started is None or not unit.items or unit.oldest - ahead < int(utc_seconds(started)):
+            return False
+        return not self._ahead(unit, place, skew)
+
+    def _ahead(self, unit: Unit, place: str, skew: int | None) -> bool:
+        """Whether a unit is said to be written later than it was seen, so that its time says nothing."""
         known = self.known.get(unit.key(place))
-        seen = utc_seconds(known.published_at) + (known.source["clock_skew"] or 0) if known else now
-        return unit.newest > seen + MAX_SKEW
+        seen, ahead = (utc_seconds(known.published_at), known.source["clock_skew"]) if known else (time.time(), skew)
+        return unit.newest > seen + (ahead or 0) + MAX_SKEW
 
     def _wait_for_units(self, session: Session, source: Source, deadline: float) -> list[Unit]:
         """The units that are asked for; with ``snapshot_started`` set, once one that is younger has appeared."""
@@ -389,10 +394,10 @@ class _Run:
             units = discover(session, source)
             if self.request.snapshot_started is None and self.request.select == "all":
                 return units
-            now = session.clock() or time.time()
+            skew = _skew(session, source)
             if (
                 self.request.snapshot_started is None
-                or any(self._fresh(unit, place, now) for unit in units)
+                or any(self._fresh(unit, place, skew) for unit in units)
                 or time.monotonic() > deadline
             ):
                 break
@@ -400,7 +405,7 @@ class _Run:
         if self.request.select == "all":
             return units
         dated = [unit for unit in units if not unit.ageless]
-        trusted = [unit for unit in dated if not self._ahead(unit, place, now)] or dated
+        trusted = [unit for unit in dated if not self._ahead(unit, place, skew)] or dated
         if trusted[-1:] != dated[-1:]:
             self.result.notes.append(
                 f"{dated[-1].name} at {source.label} has a time that has not come yet: it does not count as the newest."
@@ -420,8 +425,7 @@ class _Run:
             size = max(unit.size for unit in fresh)
             rate = self.request.rate_limit
             self.pool.warm(source.endpoint, rate, first_workers(self.request.workers, size, session.round_trip, rate))
-        clock = session.clock()
-        skew = round(clock - time.time()) if clock is not None else None
+        skew = _skew(session, source)
         good, growing = settle(session, source, fresh, self.request.quiet, max(0.0, deadline - time.monotonic()))
         self.result.reasons.extend(reason for _unit, reason in growing)
         self.refused.update((place, unit.name) for unit, _reason in growing)
@@ -466,8 +470,7 @@ class _Run:
         started = self.request.snapshot_started
         if started is None:
             return
-        now = time.time()
-        fresh = [job for job in jobs if self._fresh(job.unit, job.source.endpoint.place, now + (job.skew or 0))]
+        fresh = [job for job in jobs if self._fresh(job.unit, job.source.endpoint.place, job.skew)]
         skewed = [job for job in jobs if job.skew is not None and abs(job.skew) > MAX_SKEW]
         ahead = utc_seconds(started) - time.time()
         if skewed or ahead > MAX_SKEW:
@@ -497,8 +500,20 @@ class _Run:
                     )
                 )
             return
-        fresh[-1].snapshot_started = started
-        fresh[-1].snapshot_source = "attested" if skewed or ahead > MAX_SKEW else "observed"
+        told = [job for job in fresh if job.skew is not None]
+        attested = bool(skewed) or ahead > MAX_SKEW
+        if not told:
+            # An old delivery of a fast clock must not become golden; nor is that a reason to leave a new one there.
+            if "CLOCK_SKEW" not in self.request.accept:
+                self.result.notes.append(
+                    f"{fresh[-1].source.endpoint.label} does not tell its clock, so nobody knows whether "
+                    f"{fresh[-1].unit.name} is younger than {started}: it is not recorded when its snapshot started. "
+                    "Give clock_skew of that source; or accept CLOCK_SKEW, then that start counts as attested."
+                )
+                return
+            attested, told = True, fresh
+        told[-1].snapshot_started = started
+        told[-1].snapshot_source = "attested" if attested else "observed"
 
     def _published(self) -> dict[str, Manifest]:
         """Published backups by the identity of their source, without those that a verification found broken.
@@ -865,6 +880,12 @@ class _Run:
         if not published:
             described.update(sha256=None, digest=None, published_at=None)
         self.result.backups.append({"published": published, "already": already, **described})
+
+
+def _skew(session: Session, source: Source) -> int | None:
+    """Seconds by which the clock of a source is ahead of ours, as it says, else as somebody measured it."""
+    clock = session.clock()
+    return round(clock - time.time()) if clock is not None else source.clock_skew
 
 
 def _left_behind(left: t.Sequence[_Job], coming: t.Sequence[_Job]) -> str:

@@ -20,7 +20,9 @@ from typing import Any, Callable
 
 import pytest
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_text
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _endpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalSession
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import GCM, connect
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
@@ -654,6 +656,49 @@ def test_f17_a_clock_a_day_off_makes_no_golden_backup(site: Site) -> None:
     tomorrow = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 86_400))
     refused(site.ship(snapshot_started=tomorrow, patience=1), "CLOCK_SKEW")
     assert not site.published()
+
+
+def test_f17_what_lay_there_before_the_snapshot_is_not_taken_for_it_by_a_fast_clock(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of the source is four minutes fast, and the store knows that."""
+    monkeypatch.setattr(_endpoint.SftpSession, "clock", lambda _session: time.time() + 240)
+    site.deliver("old.tar.gz", age=60 - 240)
+    started = utc_text(time.time())
+    with pytest.raises(DsmError) as caught:
+        site.run(snapshot_started=started, patience=1)
+    assert [reason.code for reason in caught.value.reasons] == ["NO_NEW_BACKUP"]
+    site.deliver("new.tar.gz", age=-240)
+    site.run(snapshot_started=started)
+    assert [one.snapshot_started for one in site.published().values()] == [None, started]
+
+
+def test_f17_a_slow_clock_makes_nothing_older(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_endpoint.SftpSession, "clock", lambda _session: time.time() - 240)
+    site.deliver("old.tar.gz", age=60 + 240)
+    started = utc_text(time.time() - 10)
+    site.deliver("new.tar.gz", age=240)
+    site.run(snapshot_started=started, patience=PATIENCE)
+    assert [one.snapshot_started for one in site.published().values()] == [None, started]
+
+
+@pytest.mark.parametrize(
+    ("skew", "accept", "source"),
+    [(None, [], "unknown"), (None, ["CLOCK_SKEW"], "attested"), (0, [], "observed"), (60, [], "unknown")],
+)
+def test_f17_where_no_clock_is_told_nobody_has_observed_when_a_snapshot_started(
+    site: Site, own_server: Callable[..., Sshd], skew: int | None, accept: list[str], source: str
+) -> None:
+    """As role backup_store lets the store in. What is delivered is shipped, whatever is known of its age."""
+    sshd = own_server("ForceCommand internal-sftp -R")
+    sources = [sshd.login(path=f"{site.source}/*", **({} if skew is None else {"clock_skew": skew}))]
+    started = utc_text(time.time() - 30)
+    site.deliver(age=0)
+    result = site.ship(snapshot_started=started, sources=sources, accept=accept)
+    assert result.codes == (["NO_NEW_BACKUP"] if skew else [""]), result.output
+    (one,) = site.published().values()
+    assert (one.snapshot_source, one.snapshot_started) == (source, None if source == "unknown" else started)
+    assert ("does not tell its clock" in result.output) == (skew is None and not accept)
 
 
 def test_f17_deliveries_from_the_future_are_shipped_in_the_order_of_the_store(site: Site) -> None:

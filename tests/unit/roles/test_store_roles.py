@@ -60,6 +60,7 @@ def test_hashes_reach_the_source_that_they_are_of_and_no_other(decide):
             ]
         },
         "__backup_ship_hashes": {"192.0.2.50": {"/b/x": "0" * 64}},
+        "__backup_ship_skews": {"192.0.2.51": 0},
         "backup_ship_key_file": "/key",
         "backup_ship_known_hosts": "/known",
         "backup_ship_sources": [LANDING, dict(LANDING, address="192.0.2.51"), {"path": "/local/*"}],
@@ -70,9 +71,25 @@ def test_hashes_reach_the_source_that_they_are_of_and_no_other(decide):
     there = {"path": "/b/*", "layout": "single"}
     assert found["__backup_ship_sources"] == [
         {"host": "192.0.2.50", **login, **there, "hashes": {"/b/x": "0" * 64}},
-        {"host": "192.0.2.51", **login, **there},
+        {"host": "192.0.2.51", **login, **there, "clock_skew": 0},
         {"path": "/local/*", "layout": "single"},
     ]
+
+
+def test_f17_a_clock_is_taken_for_as_far_ahead_as_it_can_be(decide):
+    """The store said 100 before the sources were asked and 103 afterwards."""
+    said = {"in between": "102", "behind": "40", "ahead": "160", "away": None, "odd": "date: command not found"}
+    answers = [
+        {"__backup_ship_host": {"address": name}, **({"unreachable": True} if clock is None else {"stdout": clock})}
+        for name, clock in said.items()
+    ]
+    inputs = {
+        "__backup_ship_before": {"stdout": "100"},
+        "__backup_ship_afterwards": {"stdout": "103"},
+        "__backup_ship_clocks": {"results": answers},
+    }
+    found = decide("backup_ship", inputs, "__backup_ship_measured_skews")["__backup_ship_measured_skews"]
+    assert found == {"in between": 0, "behind": -60, "ahead": 60}
 
 
 HASHED = {"__backup_ship_host": LANDING, "hashes": {"/b/x": "0" * 64}}
