@@ -83,7 +83,8 @@ options:
       layout:
         description:
           - V(single) takes each match, a file or a whole directory, as one backup.
-          - V(per_node) takes all matches in one directory together as one backup, one part a node.
+          - V(per_node) takes all matches in one directory together as one backup, one part a node. Where any of them is
+            a directory, a file beside it is no part, and refused as V(STRAY_FILE); accepted, it is stored with them.
           - V(together) takes all matches as one backup.
         type: str
         choices: [single, per_node, together]

@@ -291,6 +291,7 @@ def _unit(session: Session, name: str, group: t.Sequence[Match], source: Source)
         # A link that would have to be followed to the rest of the pattern is no file of a backup, wherever it leads.
         root = match.path if whole or match.short else posixpath.dirname(match.path)
         walk.visit(match.path, match.attributes, match.path if alone and whole else together, root)
+    parts = _parts(walk, name, group) if source.layout == "per_node" else len(group)
     items = tuple(sorted(walk.items, key=lambda item: item.path))
     walk.refuse_twice()
     reasons = walk.reasons
@@ -310,7 +311,21 @@ def _unit(session: Session, name: str, group: t.Sequence[Match], source: Source)
                 "Look at the backup job of the cluster and at the disk it writes to; delete the empty delivery there.",
             )
         )
-    return Unit(name, items, tuple(reasons), len(group))
+    return Unit(name, items, tuple(reasons), parts)
+
+
+def _parts(walk: _Walk, name: str, group: t.Sequence[Match]) -> int:
+    """How many nodes delivered: where any gives a directory, what lies beside these is of no node."""
+    stray = [match for match in group if match.attributes is not None and not stat.S_ISDIR(match.mode)]
+    if not any(stat.S_ISDIR(match.mode) for match in group) or not stray:
+        return len(group)
+    walk.refuse(
+        "STRAY_FILE",
+        f"{len(stray)} of what lies in {name} is no directory of a node, {stray[0].path} is the first.",
+        "Remove it at the source or exclude it by the path there; accept STRAY_FILE if it belongs to the backup.",
+        hard=False,
+    )
+    return len(group) - len(stray)
 
 
 class _Walk:

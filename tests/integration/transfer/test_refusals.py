@@ -576,6 +576,22 @@ def test_f04_a_node_that_delivered_nothing_is_told(site: Site) -> None:
     assert site.ship(sources=[source], accept=["PARTS_MISSING"]).changed
 
 
+def test_f04_a_file_beside_the_nodes_is_no_node(site: Site) -> None:
+    """Three members, two delivered, and a note lies beside their directories."""
+    for path in ("dc1-n1/data", "dc2-n1/data", "README"):
+        (site.source / "t" / path).parent.mkdir(parents=True, exist_ok=True)
+        (site.source / "t" / path).write_bytes(b"x")
+        site.at(site.source / "t" / path, 600)
+    source = site.sshd.login(path=f"{site.source}/*/*", layout="per_node")
+    result = site.ship(sources=[source])
+    assert result.codes == ["PARTS_MISSING", "SHIP_INCOMPLETE", "STRAY_FILE"], result.output
+    refused(site.ship(sources=[source], accept=["PARTS_MISSING"]), "STRAY_FILE")
+    refused(site.ship(sources=[source], accept=["STRAY_FILE"]), "PARTS_MISSING")
+    assert site.ship(sources=[source], accept=["PARTS_MISSING", "STRAY_FILE"]).changed
+    (one,) = site.published().values()
+    assert [file.path for file in one.files] == ["README", "dc1-n1/data", "dc2-n1/data"]
+
+
 @pytest.mark.parametrize("sixteenth", range(1, 16, 2))
 def test_f02_a_delivery_cut_at_any_sixteenth_is_refused(site: Site, sixteenth: int) -> None:
     path = site.deliver()

@@ -320,6 +320,22 @@ def test_an_empty_directory_is_no_part_of_a_backup(tmp_path: Path, layout: str) 
     assert list(told(LocalSession(), f"{tmp_path}/b/*", layout).values()) == [["EMPTY_PART"]]
 
 
+@pytest.mark.parametrize("layout", ["per_node", "together"])
+def test_f04_a_loose_file_beside_directories_is_no_part(tmp_path: Path, layout: str) -> None:
+    """Where every node delivers a file there is nothing loose."""
+    (tmp_path / "b").mkdir()
+    for name in ("n1.tar", "n2.tar"):
+        (tmp_path / "b" / name).write_bytes(b"x")
+    source = Source(LocalEndpoint(), f"{tmp_path}/b/*", layout)
+    (unit,) = discover(LocalSession(), source)
+    assert (unit.parts, unit.reasons) == (2, ())
+    node(tmp_path / "b", "n3")
+    (unit,) = discover(LocalSession(), source)
+    told = [(reason.code, reason.hard) for reason in unit.reasons]
+    assert (unit.parts, told) == ((1, [("STRAY_FILE", False)]) if layout == "per_node" else (3, []))
+    assert len(unit.items) == 3, "accepted, it comes with the others"
+
+
 def test_directories_without_any_file_are_no_backup_whatever_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "b" / "hollow").mkdir(parents=True)
     assert told(LocalSession(), f"{tmp_path}/b") == {f"{tmp_path}/b": ["EMPTY_DIRECTORY"]}
