@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from .._core.manifest import path_problem
 from .._core.strict import digest
 from .._errors import DsmError, Reason, Refused
+from ._changed import gone
 from ._endpoint import Endpoint, Session
 from ._sftp import Attributes
 
@@ -425,7 +426,7 @@ class _Walk:
 def settle(
     session: Session, source: Source, units: t.Sequence[Unit], quiet: float, patience: float
 ) -> tuple[list[Unit], list[tuple[Unit, Reason]]]:
-    """Units that nobody writes any more, and those that somebody does.
+    """Units that nobody writes any more, and those that somebody does or that vanished meanwhile, with the reason.
 
     A unit is quiet when its youngest file is more than ``quiet`` seconds old by the clock of its own host; whoever
     takes it looks a second time, :data:`LOOK_AGAIN` seconds later at the earliest, and must find the same files. Where
@@ -440,6 +441,7 @@ def settle(
     # Times are whole seconds, and the clock was read after the files were listed.
     quiet_units += [unit for unit in units if age[unit.name] >= quiet + 2]
     waiting = {unit.name for unit in units} - {unit.name for unit in quiet_units}
+    refused: list[tuple[Unit, Reason]] = []
     while waiting:
         time.sleep(min(1.0, max(quiet, 0.05)))
         now = time.monotonic()
@@ -447,6 +449,8 @@ def settle(
         for name in sorted(waiting):
             if name not in found:
                 waiting.discard(name)
+                lost = gone(f"{source.endpoint.label}:{name}")
+                refused.append((first_seen[name][0], Reason(lost.code, lost.message, lost.remedy)))
                 continue
             seen, since = first_seen[name]
             unit = found[name]
@@ -458,10 +462,9 @@ def settle(
                 waiting.discard(name)
         if waiting and now - started > patience:
             break
-    growing = []
     for name in sorted(waiting):
         unit = first_seen[name][0]
-        growing.append(
+        refused.append(
             (
                 unit,
                 Reason(
@@ -472,7 +475,7 @@ def settle(
                 ),
             )
         )
-    return sorted(quiet_units, key=lambda unit: (unit.newest, unit.name)), growing
+    return sorted(quiet_units, key=lambda unit: (unit.newest, unit.name)), refused
 
 
 def tidy(error: DsmError, source: Source) -> Reason:

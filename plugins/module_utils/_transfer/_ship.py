@@ -426,9 +426,9 @@ class _Run:
             rate = self.request.rate_limit
             self.pool.warm(source.endpoint, rate, first_workers(self.request.workers, size, session.round_trip, rate))
         skew = _skew(session, source)
-        good, growing = settle(session, source, fresh, self.request.quiet, max(0.0, deadline - time.monotonic()))
-        self.result.reasons.extend(reason for _unit, reason in growing)
-        self.refused.update((place, unit.name) for unit, _reason in growing)
+        good, refused = settle(session, source, fresh, self.request.quiet, max(0.0, deadline - time.monotonic()))
+        self.result.reasons.extend(reason for _unit, reason in refused)
+        self.refused.update((place, unit.name) for unit, _reason in refused)
         jobs = [_Job(source, unit, skew, None, "unknown", []) for unit in stored]
         for unit in good:
             soft = self._refuse(source, unit)

@@ -23,6 +23,7 @@ import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import (
+    _discover,
     _endpoint,
     _policy,
     _pull,
@@ -729,6 +730,23 @@ def test_f12_two_runs_never_mix_two_local_files_of_one_size_and_time(site: Site,
     assert result.report.reused == 0 and not site.incoming
     assert result.backups[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert verified(site) == ["ok"]
+
+
+def test_f12_a_delivery_that_vanished_while_it_was_waited_for_is_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = site.deliver("gone.tar.gz", age=0)
+    site.deliver("there.tar.gz", age=900)
+    look = _discover.discover
+
+    def vanish(*arguments: Any) -> Any:
+        path.unlink(missing_ok=True)
+        return look(*arguments)
+
+    monkeypatch.setattr(_discover, "discover", vanish)
+    result = site.ship(quiet=1)
+    assert result.codes == ["SOURCE_CHANGED"] and "gone.tar.gz vanished" in result.output, result.output
+    assert len(site.published()) == 1
 
 
 @pytest.mark.parametrize(("remote", "state"), [(True, True), (True, False), (False, True), (False, False)])
