@@ -292,7 +292,8 @@ backups:
       description: SHA-256 of a single file, or the digest of the C(sha256sum) lines of all files sorted by path.
       type: str
     files:
-      description: Path, size, mtime and SHA-256 of each file.
+      description:
+        - Path, size, mtime and SHA-256 of each file; C(source_path) is the absolute path that it has at the source.
       type: list
       elements: dict
     snapshot_started:

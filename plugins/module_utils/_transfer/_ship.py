@@ -727,12 +727,12 @@ class _Run:
     # -- one backup -------------------------------------------------------------------------------------------------
     def _one(self, job: _Job, lease: Lease | None) -> None:
         if job.key in self.known:
-            self._add(self.known[job.key], published=True, already=True)
+            self._add(job, self.known[job.key], published=True, already=True)
             return
         if lease is None:
             self.result.changed = True
             manifest = self._manifest(job, {}, "unknown", utc_text(time.time()))
-            self._add(manifest, published=False, already=False)
+            self._add(job, manifest, published=False, already=False)
             return
         try:
             manifest = self._bring(job, lease)
@@ -744,7 +744,7 @@ class _Run:
             )
             return
         self.result.changed = True
-        self._add(manifest, published=True, already=False)
+        self._add(job, manifest, published=True, already=False)
 
     def _bring(self, job: _Job, lease: Lease) -> Manifest:
         """Pull, check, publish and record one backup."""
@@ -875,8 +875,11 @@ class _Run:
             ledger={"sequence": head.sequence, "hash": head.hash} if head else {"sequence": 0, "hash": "0" * 64},
         )
 
-    def _add(self, manifest: Manifest, *, published: bool, already: bool) -> None:
+    def _add(self, job: _Job, manifest: Manifest, *, published: bool, already: bool) -> None:
         described = describe(manifest)
+        # Where a file lies depends on the layout, and on links: nobody should have to work it out.
+        there = {item.path: item.source for item in job.unit.items}
+        described["files"] = [{**file, "source_path": there[file["path"]]} for file in described["files"]]
         if not published:
             described.update(sha256=None, digest=None, published_at=None)
         self.result.backups.append({"published": published, "already": already, **described})

@@ -157,6 +157,23 @@ def test_a_directory_per_node_keeps_its_tree(site: Site) -> None:
     assert len(per_node.backups) == 1 and per_node.backups[0]["files"] == result.backups[0]["files"]
 
 
+@pytest.mark.parametrize("layout", ["single", "per_node", "together"])
+def test_it_is_told_where_each_file_lies_at_the_source_whatever_the_layout(site: Site, layout: str) -> None:
+    """Before it comes, so that it can be hashed there; afterwards; and when it was there before."""
+    (site.source / "b" / "n1").mkdir(parents=True)
+    for name in ("n1/part-1", "n1/part-2", "n1/part-3"):
+        (site.source / "b" / name).write_bytes(name.encode())
+        site.at(site.source / "b" / name, 600)
+    (site.source / "b" / "n1" / "link").symlink_to("part-1")
+    pattern = f"{site.source}/b/*" if layout == "single" else f"{site.source}/b/n1/part-*"
+    sources = [site.sshd.login(path=pattern, layout=layout)]
+    for result in (site.ship(check=True, sources=sources), site.ship(sources=sources), site.ship(sources=sources)):
+        (backup,) = result.backups
+        told = {file["path"]: file["source_path"] for file in backup["files"]}
+        parts = {name: f"{site.source}/b/n1/{name}" for name in ("part-1", "part-2", "part-3")}
+        assert told == (parts if layout != "single" else {**parts, "link": parts["part-1"]})
+
+
 def test_a_local_drop_box_needs_no_ssh(site: Site) -> None:
     site.deliver()
     result = site.ship(sources=[{"path": f"{site.source}/*"}], request={"hide": ["paramiko"]})

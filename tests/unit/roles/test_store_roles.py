@@ -16,7 +16,9 @@ LANDING = {"name": "landing", "address": "192.0.2.50", "user": "dsmbackup", "pat
 
 
 def expected(place, files, host="192.0.2.50", already=False):
-    return {"already": already, "source": {"host": host, "path": place}, "files": files}
+    """A backup as backup_ship tells it: where each file lies no path of the backup has to show."""
+    there = [{**file, "source_path": f"{place}/{file['path']}" if len(files) > 1 else place} for file in files]
+    return {"already": already, "source": {"host": host, "path": place}, "files": there}
 
 
 def test_what_is_new_is_hashed_at_the_path_that_it_has_there(decide_all):
@@ -24,6 +26,7 @@ def test_what_is_new_is_hashed_at_the_path_that_it_has_there(decide_all):
         expected("/b/backup_7.tar.gz", [ONE]),
         expected("/b/old", [ONE], already=True),
         expected("/b/20260101", TREE),
+        {**expected("/d", TREE), "source": {"host": "192.0.2.50", "path": "/d/n*", "layout": "together"}},
         expected("/c/x", [dict(ONE, path="x")], host="192.0.2.51"),
     ]
     wanted = {
@@ -31,6 +34,8 @@ def test_what_is_new_is_hashed_at_the_path_that_it_has_there(decide_all):
             {"path": "/b/backup_7.tar.gz", "size": 7, "mtime": 1700000000},
             {"path": "/b/20260101/n1/Data.db", "size": 8, "mtime": 1700000001},
             {"path": "/b/20260101/n2/Data.db", "size": 9, "mtime": 1700000002},
+            {"path": "/d/n1/Data.db", "size": 8, "mtime": 1700000001},
+            {"path": "/d/n2/Data.db", "size": 9, "mtime": 1700000002},
         ],
         "192.0.2.51": [{"path": "/c/x", "size": 7, "mtime": 1700000000}],
     }
