@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -272,7 +273,7 @@ class _Run:
             self.result.notes.append(f"Took over the lease of {taken_over}.")
         if lease is not None:
             make_directory(self.store.incoming_path)
-            self.store.take_back()
+            self._guarded(self.store.take_back)
         self._check_ledger()
         self.known = self._published()
         self.passed_over = ledger.passed_over(self.store.ledger.chain().events, {*self.known, *self.pruned})
@@ -686,8 +687,20 @@ class _Run:
     def _drop(self) -> None:
         """Remove the unfinished transfers that nobody continues, or whose room others need."""
         for name, why in self.dropped.items():
-            remove_tree(os.path.join(self.store.incoming_path, name))
-            self.result.notes.append(f"Dropped the unfinished transfer {name}: {why}.")
+            if self._guarded(functools.partial(remove_tree, os.path.join(self.store.incoming_path, name))):
+                self.result.notes.append(f"Dropped the unfinished transfer {name}: {why}.")
+
+    def _guarded(self, act: t.Callable[[], None]) -> bool:
+        """Do it; that the disk does not let it is told at the end, and stops no backup. Whether it was done."""
+        try:
+            act()
+        except (DsmError, OSError) as caught:
+            error = local_failure(self.store.path, caught) if isinstance(caught, OSError) else caught
+            reason = Reason(error.code, error.message, error.remedy)
+            if reason not in self.result.reasons:
+                self.result.reasons.append(reason)
+            return False
+        return True
 
     def _check_ledger(self) -> None:
         chain = self.store.ledger.chain()

@@ -1471,3 +1471,26 @@ def test_f11_a_worker_that_is_asked_connects_again_and_tells_the_clock(site: Sit
         with pytest.raises(ConnectionLost):
             session.listdir(str(site.source))
         assert session.listdir(str(site.source)) == [] and link.connections == 2
+
+
+def test_f28_what_a_dead_run_left_and_cannot_be_removed_stops_no_backup(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what is published already, nor what nobody can tell what it is of."""
+    site.deliver()
+    (published,) = site.run().backups
+    for name in (published["id"], "00000009-20260101T000000Z"):
+        (site.cluster / "incoming" / name).mkdir(parents=True)
+    site.deliver("second.tar.gz", 900)
+    real = shutil.rmtree
+
+    def rmtree(path: Any, *more: Any, **named: Any) -> None:
+        if "/incoming/" in str(path) and "00000002-" not in str(path) and "00000010-" not in str(path):
+            raise OSError(errno.EPERM, "Operation not permitted", str(path))
+        real(path, *more, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with pytest.raises(DsmError) as caught:
+        site.run()
+    assert caught.value.code == "CLEANUP_FAILED" and len(caught.value.reasons) == 2
+    assert len(site.published()) == 2
