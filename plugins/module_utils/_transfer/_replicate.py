@@ -396,7 +396,14 @@ class _Run:
             names = wanted(
                 store, part, look.names(store.identity.cluster_id, part), only_repair=self.request.only_repair
             )
-            found += list(look.bundles(store.identity.cluster_id, part, names))
+            for name in sorted(names):
+                try:
+                    found += list(look.bundles(store.identity.cluster_id, part, [name]))
+                except Refused as error:
+                    if error.code != "OTHER_UNREADABLE":
+                        raise
+                    # The disk there does not give this one; the others come.
+                    self.result.reasons.append(Reason(error.code, error.message, error.remedy))
         return sorted(found, key=lambda bundle: (bundle.part, bundle.id))
 
     def _predict(self, store: ClusterStore, met: _Met) -> None:

@@ -992,6 +992,21 @@ def test_f28_one_manifest_there_that_cannot_be_read_stops_no_other(
     assert codes(stores.refused()) == ["OTHER_UNCLEAR"] and list(stores.verdicts()) == ids[1:]
 
 
+def test_f28_a_bundle_there_that_cannot_be_read_stops_nothing(
+    stores: Stores, quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ids = stores.fill("ok", sealed=())
+    for number in (1, 2):
+        bundle = tmp_path / "b.cms"
+        bundle.write_bytes(b"-----BEGIN CMS-----\nMII%d\n-----END CMS-----\n" % number)
+        put(stores.store("first"), "config", str(bundle), FINGERPRINT, "", True)
+    first, second = sorted(path.name for path in (stores.first / CLUSTER / "config").iterdir())
+    failing(monkeypatch, _endpoint.LocalSession, "read", f"{first}/part.json", errno.EIO)
+    error = stores.refused()
+    assert codes(error) == ["OTHER_UNREADABLE"] and len(error.reasons) == 1
+    assert list(stores.verdicts()) == ids and os.listdir(stores.second / CLUSTER / "config") == [second]
+
+
 def test_f28_a_bundle_whose_place_cannot_be_written_stops_no_backup(
     stores: Stores, quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
