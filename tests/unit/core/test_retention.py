@@ -330,6 +330,7 @@ def test_surplus_goes_when_space_is_missing_failed_first_then_the_oldest() -> No
     items = copies("ok", "ok", "failed", "ok", "ok", "ok")
     policy = ONE._replace(keep=2, need=25)
     assert went(decide(items, policy, free=25)) == {}
+    assert went_message(decide(items, policy._replace(need=1)), "b3").startswith("the next backup needs 1 bytes more")
     assert went(decide(items, policy, free=24)) == {"b3": ["SPACE"]}
     assert list(went(decide(items, policy, free=15))) == ["b3"]
     made = decide(items, policy, free=14)

@@ -1455,4 +1455,5 @@ def test_f13_a_store_without_inodes_recovers_by_itself(filler: Filler, monkeypat
     monkeypatch.setattr(ClusterStore, "free", free)
     error = refused(filler, Policy(keep=5), need=None)
     assert error.code == "STORE_FULL" and "4 inodes are missing" in error.reasons[0].message
+    assert (error.details["missing"], error.details["missing_inodes"]) == (0, 4)
     assert run(filler, Policy(keep=3), need=None).removed == ids[:2]
