@@ -123,8 +123,11 @@ def _since(file: File, before: State | None, root: str) -> Problem | None:
 
 
 def _same(before: State, now: State) -> bool:
-    """That another name of it went, a hard link in a delivery that was removed just before, changes only ctime."""
-    return before[:4] == now[:4] and (before.ctime == now.ctime or now.links < before.links)
+    """That another name of it went, a hard link in a delivery that was removed just before, changes only ctime. Some
+    mounts give a file another inode at any time, so that it counts only where ctime says something else."""
+    if (before.device, before.size, before.mtime) != (now.device, now.size, now.mtime):
+        return False
+    return before.ctime == now.ctime or (before.inode == now.inode and now.links < before.links)
 
 
 def _unlink(path: str) -> Problem | None:

@@ -83,8 +83,9 @@ options:
       layout:
         description:
           - V(single) takes each match, a file or a whole directory, as one backup.
-          - V(per_node) takes all matches in one directory together as one backup, one part a node. Where any of them is
-            a directory, a file beside it is no part, and refused as V(STRAY_FILE); accepted, it is stored with them.
+          - V(per_node) takes all matches in one directory together as one backup, one part a node. Where there are
+            files and directories, those of which there are fewer (else the files) are no parts, and refused as
+            V(STRAY_FILE); accepted, they are stored with the others.
           - V(together) takes all matches as one backup.
         type: str
         choices: [single, per_node, together]
@@ -147,6 +148,12 @@ options:
       - When the snapshot started that is to be shipped (UTC), from M(kmsops.fortanix_dsm.backup_run).
       - With it a delivery that is younger is waited for, and it is an error if none comes.
     type: str
+  snapshot_clock_skew:
+    description:
+      - By how many seconds the clock that told O(snapshot_started) is ahead of the store's, where somebody measured it.
+      - Without it a source whose clock is behind the store's is not believed to be behind that one, because the store's
+        may be the wrong one.
+    type: int
   identify_argv:
     description:
       - Command of the operator that looks at a backup and prints the fingerprint or the uid of its cluster, as a list
@@ -429,6 +436,7 @@ def argument_spec() -> dict[str, t.Any]:
         "sources": {"type": "list", "elements": "dict", "default": [], "options": {**login_spec(), **source}},
         "sealed_for": {"type": "list", "elements": "dict", "default": [], "options": sealed},
         "snapshot_started": {"type": "str"},
+        "snapshot_clock_skew": {"type": "int"},
         "identify_argv": {"type": "list", "elements": "str"},
         "select": {"type": "str", "choices": ["all", "newest"], "default": "all"},
         "quiet": {"type": "float", "default": 60},

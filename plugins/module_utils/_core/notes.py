@@ -82,8 +82,10 @@ class Notes:
         if self.pin.who == saying.who:
             return replace(self, pin=saying)
         longer, other = sorted((self.pin, saying), key=_end, reverse=True)
+        # A job that prolongs its pin every day is noted once.
+        notes = [note for note in self.notes if (note.who, note.why) != (other.who, other.why) or note.until is None]
         known = any((note.who, note.why, note.until) == (other.who, other.why, other.until) for note in self.notes)
-        return self if longer is self.pin and known else replace(self, pin=longer, notes=(*self.notes, other))
+        return self if longer is self.pin and known else replace(self, pin=longer, notes=(*notes, other))
 
     def holds(self, now: float) -> list[Problem]:
         """Why the backup may not go: its pin, if it has not ended."""

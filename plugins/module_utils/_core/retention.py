@@ -265,10 +265,19 @@ def _make_room(
         return missing
     told = [f"{wanted.bytes} bytes"] * (wanted.bytes > 0) + [f"{wanted.files} inodes"] * (wanted.files > 0)
     why = Problem("SPACE", f"the next backup needs {' and '.join(told)} more than are free or become free by the rules")
+    chosen: list[Item] = []
+    left = wanted
     for item in sorted(surplus, key=lambda one: (one.verdict != "failed", one.sequence)):
-        if (wanted.bytes > 0 and item.bytes) or (wanted.files > 0 and item.files):
+        if (left.bytes > 0 and item.bytes) or (left.files > 0 and item.files):
+            chosen.append(item)
+            left = _less(left, [item])
+    spare = Room(sum(item.bytes for item in chosen) - wanted.bytes, sum(item.files for item in chosen) - wanted.files)
+    for item in reversed(chosen):
+        # One that gives much may come after many that gave little.
+        if item.verdict != "failed" and item.bytes <= spare.bytes and item.files <= spare.files:
+            spare = Room(spare.bytes - item.bytes, spare.files - item.files)
+        else:
             going[item.id] = [why]
-            wanted = _less(wanted, [item])
     return Room()
 
 

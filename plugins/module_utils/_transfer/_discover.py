@@ -316,13 +316,16 @@ def _unit(session: Session, name: str, group: t.Sequence[Match], source: Source)
 
 
 def _parts(walk: _Walk, name: str, group: t.Sequence[Match]) -> int:
-    """How many nodes delivered: where any gives a directory, what lies beside these is of no node."""
-    stray = [match for match in group if match.attributes is not None and not stat.S_ISDIR(match.mode)]
-    if not any(stat.S_ISDIR(match.mode) for match in group) or not stray:
+    """How many nodes delivered. Each gives the same: a directory, or a file. Of which there are fewer is of no node."""
+    seen = [match for match in group if match.attributes is not None]
+    directories = [match for match in seen if stat.S_ISDIR(match.mode)]
+    files = [match for match in seen if not stat.S_ISDIR(match.mode)]
+    if not directories or not files:
         return len(group)
+    stray, what = (files, "directory") if len(files) <= len(directories) else (directories, "file")
     walk.refuse(
         "STRAY_FILE",
-        f"{len(stray)} of what lies in {name} is no directory of a node, {stray[0].path} is the first.",
+        f"{len(stray)} of what lies in {name} is no {what} of a node, {stray[0].path} is the first.",
         "Remove it at the source or exclude it by the path there; accept STRAY_FILE if it belongs to the backup.",
         hard=False,
     )

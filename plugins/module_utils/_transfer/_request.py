@@ -83,6 +83,7 @@ def ship_request(
             for item in options["sealed_for"]
         ),
         snapshot_started=started,
+        snapshot_skew=options.get("snapshot_clock_skew"),
         select=options["select"],
         quiet=options["quiet"],
         patience=options["patience"],

@@ -77,6 +77,8 @@ class ShipRequest:
     sources: tuple[Source, ...]
     sealed_for: tuple[Sealed, ...] = ()
     snapshot_started: str | None = None
+    #: seconds by which the clock that told it is ahead of ours; None: nobody measured it
+    snapshot_skew: int | None = None
     select: str = "all"
     quiet: float = 60.0
     patience: float = 300.0
@@ -374,10 +376,13 @@ class _Run:
     def _fresh(self, unit: Unit, place: str, skew: int | None) -> bool:
         """Whether all of a unit was written after the snapshot that was announced had started.
 
-        A clock of which nothing is known is taken for right; then this proves nothing.
+        What counts is how far the source's clock is ahead of the one that told the start. Where that one is not known,
+        a source that is behind ours is not taken for behind that one: ours may be the wrong one. Where nothing is known
+        of the source, its clock is taken for right; then this proves nothing.
         """
-        started = self.request.snapshot_started
-        ahead = skew if skew and abs(skew) > _NO_SKEW else 0
+        started, told = self.request.snapshot_started, self.request.snapshot_skew
+        ahead = 0 if skew is None else max(skew, 0) if told is None else skew - told
+        ahead = ahead if abs(ahead) > _NO_SKEW else 0
         if started is None or not unit.items or unit.oldest - ahead < int(utc_seconds(started)):
             return False
         return not self._ahead(unit, place, skew)
@@ -584,6 +589,7 @@ class _Run:
             if job.key in self.known or need <= capacity:
                 found.append(job)
                 continue
+            self._refused([job])
             self.result.reasons.append(
                 Reason(
                     "TOO_LARGE",
@@ -604,7 +610,7 @@ class _Run:
             for name in self.store.incoming():
                 if self._source_key(name) in left:
                     # Its room was counted for those that come.
-                    remove_tree(os.path.join(self.store.incoming_path, name))
+                    self._guarded(functools.partial(remove_tree, os.path.join(self.store.incoming_path, name)))
         headroom = self.request.headroom
         records = [
             (
@@ -629,7 +635,9 @@ class _Run:
 
     def _number(self, jobs: list[_Job]) -> None:
         """Ids: those of published and of unfinished transfers stay, new ones follow every number ever seen."""
-        unfinished = {self._source_key(name): name for name in self.store.incoming()}
+        # What is to go and could not be removed is not continued.
+        names = (name for name in self.store.incoming() if name not in self.dropped)
+        unfinished = {self._source_key(name): name for name in names}
         seen = self.store.seen_ids()
         for job in jobs:
             if job.key in self.known:

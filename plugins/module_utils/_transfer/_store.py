@@ -380,16 +380,28 @@ class ClusterStore:
         return data
 
     def take_back(self) -> None:
-        """What a run that was killed while publishing left in ``backups/`` becomes an unfinished transfer again."""
+        """What a run that was killed while publishing left in ``backups/`` becomes an unfinished transfer again.
+
+        One for which that fails stops no other; the first error is raised at the end.
+        """
+        errors: list[Exception] = []
         for name in self.incoming():
-            incoming = os.path.join(self.incoming_path, name)
-            target = os.path.join(self.backups_path, name)
-            if os.path.exists(os.path.join(target, "manifest.json")):
-                remove_tree(incoming)
-            elif os.path.isdir(target):
-                if os.path.isdir(os.path.join(target, "data")) and not os.path.exists(os.path.join(incoming, "data")):
-                    os.rename(os.path.join(target, "data"), os.path.join(incoming, "data"))
-                remove_tree(target)
+            try:
+                self._take_back(name)
+            except (DsmError, OSError) as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _take_back(self, name: str) -> None:
+        incoming = os.path.join(self.incoming_path, name)
+        target = os.path.join(self.backups_path, name)
+        if os.path.exists(os.path.join(target, "manifest.json")):
+            remove_tree(incoming)
+        elif os.path.isdir(target):
+            if os.path.isdir(os.path.join(target, "data")) and not os.path.exists(os.path.join(incoming, "data")):
+                os.rename(os.path.join(target, "data"), os.path.join(incoming, "data"))
+            remove_tree(target)
 
     @property
     def repairs_path(self) -> str:

@@ -1494,3 +1494,76 @@ def test_f28_what_a_dead_run_left_and_cannot_be_removed_stops_no_backup(
         site.run()
     assert caught.value.code == "CLEANUP_FAILED" and len(caught.value.reasons) == 2
     assert len(site.published()) == 2
+
+
+def undeletable(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """Nothing below a path that has this in it can be removed."""
+    real = shutil.rmtree
+
+    def rmtree(path: Any, *more: Any, **named: Any) -> None:
+        if part in str(path):
+            raise OSError(errno.EPERM, "Operation not permitted", str(path))
+        real(path, *more, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+
+
+def test_f12_two_local_files_are_not_mixed_where_the_leftover_cannot_be_removed(
+    site: Site, small_ranges: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = big(site)
+    times = path.stat()
+    local = [{"path": f"{site.source}/*"}]
+    assert kill_at(site, "range landed", 24, sources=local)
+    other = site.source.parent / "other"
+    other.write_bytes(random.Random(8).randbytes(times.st_size))
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    other.replace(path)
+    (left,) = site.incoming
+    undeletable(monkeypatch, f"/incoming/{left.name}")
+    with pytest.raises(DsmError):
+        site.run(sources=local)
+    (manifest,) = site.published().values()
+    assert manifest.files[0].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_f28_one_leftover_that_cannot_be_removed_stops_none_that_was_killed_while_it_was_published(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.deliver()
+    (published,) = site.run().backups
+    site.deliver("second.tar.gz", 900, age=700)
+    assert kill_at(site, "data moved", 1)
+    (site.cluster / "incoming" / published["id"]).mkdir(parents=True)
+    undeletable(monkeypatch, f"/incoming/{published['id']}")
+    with pytest.raises(DsmError):
+        site.run()
+    assert len(site.published()) == 2
+
+
+def test_f28_what_has_no_room_and_cannot_be_removed_does_not_stop_the_newest(
+    site: Site, small_ranges: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big(site)
+    assert kill_at(site, "range landed", 24)
+    (left,) = site.incoming
+    site.deliver("new.tar.gz", age=60)
+    monkeypatch.setattr(ClusterStore, "free", lambda _store: (400_000, 1 << 40))
+    undeletable(monkeypatch, f"/incoming/{left.name}")
+    with pytest.raises(DsmError):
+        site.run()
+    assert len(site.published()) == 1
+
+
+def test_what_landed_of_a_backup_that_is_too_large_for_now_is_kept(
+    site: Site, small_ranges: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody raised the headroom; with the one from before it would go on."""
+    big(site)
+    assert kill_at(site, "range landed", 24)
+    site.deliver("new.tar.gz", age=60)
+    with monkeypatch.context() as patch:
+        patch.setattr(ClusterStore, "capacity", lambda _store: 3 << 20)
+        with pytest.raises(DsmError):
+            site.run()
+    assert site.run().report.reused > 0

@@ -694,7 +694,7 @@ def test_f17_a_slow_clock_makes_nothing_older(site: Site, monkeypatch: pytest.Mo
     site.deliver("old.tar.gz", age=60 + 240)
     started = utc_text(time.time() - 10)
     site.deliver("new.tar.gz", age=240)
-    site.run(snapshot_started=started, patience=PATIENCE)
+    site.run(snapshot_started=started, patience=PATIENCE, snapshot_clock_skew=0)
     assert [one.snapshot_started for one in site.published().values()] == [None, started]
 
 
@@ -715,6 +715,32 @@ def test_f17_where_no_clock_is_told_nobody_has_observed_when_a_snapshot_started(
     (one,) = site.published().values()
     assert (one.snapshot_source, one.snapshot_started) == (source, None if source == "unknown" else started)
     assert ("does not tell its clock" in result.output) == (skew is None and not accept)
+
+
+def test_f17_a_store_whose_own_clock_is_fast_makes_no_old_delivery_golden(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cluster and landing host agree. The delivery was made two minutes before the snapshot that is announced."""
+    fast = 240
+    monkeypatch.setattr(_endpoint.SftpSession, "clock", lambda _session: time.time() - fast)
+    site.deliver("old.tar.gz", age=fast + 120)
+    for more in ({}, {"snapshot_clock_skew": -fast}):
+        with pytest.raises(DsmError) as caught:
+            site.run(snapshot_started=utc_text(time.time() - fast), patience=1, **more)
+        assert "NO_NEW_BACKUP" in {caught.value.code, *(reason.code for reason in caught.value.reasons)}
+    assert [one.snapshot_started for one in site.published().values()] == [None]
+
+
+def test_f17_a_store_whose_own_clock_is_slow_knows_the_new_delivery(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cluster and landing host agree, and the clock of a member was measured."""
+    slow = 120
+    monkeypatch.setattr(_endpoint.SftpSession, "clock", lambda _session: time.time() + slow)
+    started = utc_text(time.time() + slow - 60)
+    site.deliver("new.tar.gz", age=30 - slow)
+    site.run(snapshot_started=started, patience=1, snapshot_clock_skew=slow)
+    assert [one.snapshot_started for one in site.published().values()] == [started]
 
 
 def test_f17_deliveries_from_the_future_are_shipped_in_the_order_of_the_store(site: Site) -> None:

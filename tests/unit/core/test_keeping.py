@@ -52,6 +52,10 @@ def test_f15_nobody_shortens_the_pin_of_somebody_else_without_a_word() -> None:
     assert Notes().said("pinned", short).said("pinned", longer) == Notes(pin=longer, notes=(short,))
     assert Notes().said("pinned", short).said("pinned", endless).pin == endless
     assert held.said("unpinned", short).pin is None
+    daily = held
+    for day in range(10, 20):
+        daily = daily.said("pinned", Saying("job", SAID.at, "prolonged", f"2026-12-{day}T00:00:00Z"))
+    assert (daily.pin, [note.until for note in daily.notes]) == (endless, [short.until, "2026-12-19T00:00:00Z"])
     mine = held.said("pinned", pin("a", "2026-11-23T00:00:00Z"))
     assert mine.pin == pin("a", "2026-11-23T00:00:00Z") and not mine.holds(late)
 

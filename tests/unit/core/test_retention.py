@@ -359,6 +359,13 @@ def test_inodes_are_made_free_as_bytes_are() -> None:
     assert list(
         went(decide([bare[0], bare[1]._replace(files=1), *bare[2:]], ONE._replace(need_files=1), free_files=0))
     ) == ["b2"]
+    # One that gives much may come after many that gave little.
+    mixed = copies("ok", "ok", "ok", files=1)
+    mixed += [
+        item._replace(id=f"c{item.sequence}", sequence=item.sequence + 3, files=50) for item in copies("ok", "ok")
+    ]
+    assert list(went(decide(mixed, ONE._replace(need_files=40), free_files=0))) == ["c1"]
+    assert list(went(decide(mixed, ONE._replace(need_files=51), free_files=0))) == ["b1", "c1"]
     by_rule = decide(items, policy._replace(max_copies=3, need_files=5), free_files=0)
     assert went(by_rule) == {"b1": ["COUNT"]}
 

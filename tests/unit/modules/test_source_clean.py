@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from module_run import Answer, FakeOperations, FakeRunner, run
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils import _source_files
 from ansible_collections.kmsops.fortanix_dsm.plugins.modules import source_clean
 
 HOST = "192.0.2.50"
@@ -272,3 +273,13 @@ def test_wrong_use(drop: Path, options: dict[str, Any], code: str) -> None:
     answer = clean(drop, [deliver(drop, 1), deliver(drop, 2)], **options)
     assert answer.failed and answer.result["error_code"] == code and answer.result["remedy"]
     assert len(files(drop)) == 2
+
+
+def test_a_mount_that_gives_a_file_another_inode_at_any_time_is_cleaned(tmp_path: Path) -> None:
+    path = tmp_path / "sdkms.tar.gz"
+    path.write_bytes(b"backup")
+    now = _source_files.state(str(path))
+    assert now is not None and _source_files._same(now._replace(inode=7), now)
+    other = now._replace(inode=7, ctime=now.ctime + 1, links=now.links - 1)
+    assert not _source_files._same(now, other) and _source_files._same(now, other._replace(inode=now.inode))
+    assert not any(_source_files._same(now, now._replace(**{name: 1})) for name in ("device", "size", "mtime", "ctime"))

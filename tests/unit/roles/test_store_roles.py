@@ -81,20 +81,18 @@ def test_hashes_reach_the_source_that_they_are_of_and_no_other(decide):
     ]
 
 
-def test_f17_a_clock_is_taken_for_as_far_ahead_as_it_can_be(decide):
-    """The store said 100 before the sources were asked and 103 afterwards."""
-    said = {"in between": "102", "behind": "40", "ahead": "160", "away": None, "odd": "date: command not found"}
-    answers = [
-        {"__backup_ship_host": {"address": name}, **({"unreachable": True} if clock is None else {"stdout": clock})}
-        for name, clock in said.items()
+def test_f17_a_clock_is_taken_for_as_far_ahead_as_it_can_be_and_that_of_the_member_for_as_little(decide_all):
+    """The store said 100 before a host was asked and 103 afterwards."""
+    said = {"in between": "102", "behind": "40", "ahead": "160", "away": "", "odd": "date: command not found"}
+    between = {"before": "100", "after": "103"}
+    sources = [{"address": name, "clock": clock, **between} for name, clock in said.items()]
+    cases = [
+        {"__backup_ship_clocks": [{"address": "", "clock": clock, **between}, *sources]} for clock in said.values()
     ]
-    inputs = {
-        "__backup_ship_before": {"stdout": "100"},
-        "__backup_ship_afterwards": {"stdout": "103"},
-        "__backup_ship_clocks": {"results": answers},
-    }
-    found = decide("backup_ship", inputs, "__backup_ship_measured_skews")["__backup_ship_measured_skews"]
-    assert found == {"in between": 0, "behind": -60, "ahead": 60}
+    found = decide_all("backup_ship", cases, "__backup_ship_measured_skews", "__backup_ship_snapshot_skews")
+    for one in found:
+        assert one["__backup_ship_measured_skews"] == {"in between": 0, "behind": -60, "ahead": 60}
+    assert [one["__backup_ship_snapshot_skews"] for one in found] == [[0], [-63], [57], [], []]
 
 
 HASHED = {"__backup_ship_host": LANDING, "hashes": {"/b/x": "0" * 64}}

@@ -329,11 +329,16 @@ def test_f04_a_loose_file_beside_directories_is_no_part(tmp_path: Path, layout: 
     source = Source(LocalEndpoint(), f"{tmp_path}/b/*", layout)
     (unit,) = discover(LocalSession(), source)
     assert (unit.parts, unit.reasons) == (2, ())
-    node(tmp_path / "b", "n3")
-    (unit,) = discover(LocalSession(), source)
-    told = [(reason.code, reason.hard) for reason in unit.reasons]
-    assert (unit.parts, told) == ((1, [("STRAY_FILE", False)]) if layout == "per_node" else (3, []))
-    assert len(unit.items) == 3, "accepted, it comes with the others"
+    for name, parts, stray in (("n3", 2, "n3"), ("n4", 2, "n1.tar"), ("n5", 3, "n1.tar")):
+        node(tmp_path / "b", name)
+        (unit,) = discover(LocalSession(), source)
+        told = [(reason.code, reason.hard) for reason in unit.reasons]
+        if layout == "together":
+            assert told == []
+            continue
+        assert (unit.parts, told) == (parts, [("STRAY_FILE", False)])
+        assert f"/b/{stray} is the first" in unit.reasons[0].message
+    assert len(unit.items) == 5, "accepted, it comes with the others"
 
 
 def test_directories_without_any_file_are_no_backup_whatever_is_accepted(tmp_path: Path) -> None:
