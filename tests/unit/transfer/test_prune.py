@@ -1457,3 +1457,29 @@ def test_f13_a_store_without_inodes_recovers_by_itself(filler: Filler, monkeypat
     assert error.code == "STORE_FULL" and "4 inodes are missing" in error.reasons[0].message
     assert (error.details["missing"], error.details["missing_inodes"]) == (0, 4)
     assert run(filler, Policy(keep=3), need=None).removed == ids[:2]
+
+
+def test_check_mode_knows_which_inodes_become_free(filler: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = tuple((f"n1/{number}", b"1") for number in range(20))
+    ids = fill(filler, *["ok"] * 4, files=many)
+    store_of(filler).unpublish(ids[0])
+    (filler.backups / ids[0] / "data" / "n1" / "0").unlink()
+
+    def free(self: ClusterStore) -> tuple[int, int]:
+        return 1 << 40, 85 - sum(1 for path in Path(self.backups_path).rglob("*") if path.is_file())
+
+    monkeypatch.setattr(ClusterStore, "free", free)
+    planned = run(filler, Policy(keep=1), True, need=None)
+    done = run(filler, Policy(keep=1), need=None)
+    assert (planned.removed, planned.cleared, done.removed) == ([], ids[:1], [])
+
+
+def test_news_that_doubt_nothing_stop_nothing(filler: Filler) -> None:
+    ids = fill(filler, "ok", "ok", "ok", "")
+
+    def at(step: str) -> None:
+        if step == "chosen":
+            filler.event("proved", "dr1", {"backup": ids[2]}, time.time())
+            filler.close()
+
+    assert run(filler, checkpoint=at).removed == ids[:1]
