@@ -1473,29 +1473,6 @@ def test_f11_a_worker_that_is_asked_connects_again_and_tells_the_clock(site: Sit
         assert session.listdir(str(site.source)) == [] and link.connections == 2
 
 
-def test_f28_what_a_dead_run_left_and_cannot_be_removed_stops_no_backup(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither what is published already, nor what nobody can tell what it is of."""
-    site.deliver()
-    (published,) = site.run().backups
-    for name in (published["id"], "00000009-20260101T000000Z"):
-        (site.cluster / "incoming" / name).mkdir(parents=True)
-    site.deliver("second.tar.gz", 900)
-    real = shutil.rmtree
-
-    def rmtree(path: Any, *more: Any, **named: Any) -> None:
-        if "/incoming/" in str(path) and "00000002-" not in str(path) and "00000010-" not in str(path):
-            raise OSError(errno.EPERM, "Operation not permitted", str(path))
-        real(path, *more, **named)
-
-    monkeypatch.setattr(shutil, "rmtree", rmtree)
-    with pytest.raises(DsmError) as caught:
-        site.run()
-    assert caught.value.code == "CLEANUP_FAILED" and len(caught.value.reasons) == 2
-    assert len(site.published()) == 2
-
-
 def undeletable(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """Nothing below a path that has this in it can be removed."""
     real = shutil.rmtree
@@ -1506,6 +1483,31 @@ def undeletable(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
         real(path, *more, **named)
 
     monkeypatch.setattr(shutil, "rmtree", rmtree)
+
+
+def half_landed_beside_a_newer_one(site: Site) -> Path:
+    """What a dead run left of a large delivery; since then a smaller one was made."""
+    big(site)
+    assert kill_at(site, "range landed", 24)
+    (left,) = site.incoming
+    site.deliver("new.tar.gz", age=60)
+    return left
+
+
+def test_f28_what_a_dead_run_left_and_cannot_be_removed_stops_no_backup(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what is published already, nor what nobody can tell what it is of."""
+    site.deliver()
+    (published,) = site.run().backups
+    for name in (published["id"], "00000009-20260101T000000Z"):
+        (site.cluster / "incoming" / name).mkdir(parents=True)
+        undeletable(monkeypatch, f"/incoming/{name}")
+    site.deliver("second.tar.gz", 900)
+    with pytest.raises(DsmError) as caught:
+        site.run()
+    assert caught.value.code == "CLEANUP_FAILED" and len(caught.value.reasons) == 2
+    assert len(site.published()) == 2
 
 
 def test_f12_two_local_files_are_not_mixed_where_the_leftover_cannot_be_removed(
@@ -1544,10 +1546,7 @@ def test_f28_one_leftover_that_cannot_be_removed_stops_none_that_was_killed_whil
 def test_f28_what_has_no_room_and_cannot_be_removed_does_not_stop_the_newest(
     site: Site, small_ranges: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    big(site)
-    assert kill_at(site, "range landed", 24)
-    (left,) = site.incoming
-    site.deliver("new.tar.gz", age=60)
+    left = half_landed_beside_a_newer_one(site)
     monkeypatch.setattr(ClusterStore, "free", lambda _store: (400_000, 1 << 40))
     undeletable(monkeypatch, f"/incoming/{left.name}")
     with pytest.raises(DsmError):
@@ -1559,9 +1558,7 @@ def test_what_landed_of_a_backup_that_is_too_large_for_now_is_kept(
     site: Site, small_ranges: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody raised the headroom; with the one from before it would go on."""
-    big(site)
-    assert kill_at(site, "range landed", 24)
-    site.deliver("new.tar.gz", age=60)
+    half_landed_beside_a_newer_one(site)
     with monkeypatch.context() as patch:
         patch.setattr(ClusterStore, "capacity", lambda _store: 3 << 20)
         with pytest.raises(DsmError):
