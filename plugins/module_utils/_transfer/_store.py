@@ -715,15 +715,22 @@ class LedgerFile:
 
     def _understood(self, file: tuple[int, ...], data: bytes) -> _Read:
         """All events in these bytes; as far as this process or the index knows them they are not checked again."""
+        known, sha256 = 0, hashlib.sha256()
         last = self._last
-        if last is not None and last.right and _begins(data, last.right, last.sha256.hexdigest()):
-            chain = ledger.read_on(last.chain.events, data[last.right :])
-        elif _begins(data, self.index.ledger_bytes, self.index.ledger_sha256):
-            chain = ledger.read(data, self.index.ledger_bytes)
+        begun = _begun(data, last.right, last.sha256.hexdigest()) if last is not None else None
+        if last is not None and begun is not None:
+            known, sha256 = last.right, begun
+            chain = ledger.read_on(last.chain.events, data[known:])
         else:
-            chain = ledger.read(data)
-        right = 0 if chain.problems else len(data) - chain.torn
-        return _Read(file, chain, data.count(b"\n"), right, hashlib.sha256(data[:right]))
+            begun = _begun(data, self.index.ledger_bytes, self.index.ledger_sha256)
+            if begun is not None:
+                known, sha256 = self.index.ledger_bytes, begun
+            chain = ledger.read(data, known)
+        if chain.problems:
+            return _Read(file, chain, data.count(b"\n"), 0, hashlib.sha256())
+        right = len(data) - chain.torn
+        sha256.update(data[known:right])
+        return _Read(file, chain, data.count(b"\n"), right, sha256)
 
     def trusted(self) -> ledger.Chain:
         """All events of an unbroken ledger. Raises :class:`Unreadable` (code LEDGER_BROKEN)."""
@@ -865,10 +872,12 @@ def _state(descriptor: int) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _begins(data: bytes, length: int, sha256: str) -> bool:
-    """Whether the first ``length`` bytes are whole lines with this SHA-256."""
-    whole = 0 < length <= len(data) and data[length - 1 : length] == b"\n"
-    return whole and hashlib.sha256(data[:length]).hexdigest() == sha256
+def _begun(data: bytes, length: int, sha256: str) -> t.Any:
+    """The hash state after the first ``length`` bytes; None if these are no whole lines with this SHA-256."""
+    if not 0 < length <= len(data) or data[length - 1 : length] != b"\n":
+        return None
+    found = hashlib.sha256(data[:length])
+    return found if found.hexdigest() == sha256 else None
 
 
 def _ids_in(path: str) -> list[str]:

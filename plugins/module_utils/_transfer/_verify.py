@@ -125,13 +125,6 @@ def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
     result.reasons.extend(untrusted)
     if not request.ids and not request.newest and not untrusted:
         _judge_completeness(store, published, folded, result)
-    if request.ids:
-        chosen = [entries.get(name) or _absent(name) for name in request.ids]
-    elif request.newest:
-        # Those before it are for the case that it is pruned before it can be read.
-        chosen = published[::-1]
-    else:
-        chosen = [entry for entry in entries.values() if entry.state != "incomplete"]
     gone: set[str] = set()
 
     def take(verdict: Verdict, before: int) -> None:
@@ -140,7 +133,7 @@ def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
         if looked and request.record and not chain.problems and verdict.id in entries and verdict.id not in gone:
             _keep_on(store, result, lambda: _record(store, verdict, result, request, before))
 
-    for listed in chosen:
+    for listed in _chosen(request, entries, published):
         before = store.ledger.length()
         try:
             with store.reading(listed.id):
@@ -169,6 +162,16 @@ def verify(store: ClusterStore, request: VerifyRequest) -> VerifyResult:
     _tell_of_failed(kept, result)
     result.sites = sites(store, kept, time.time())
     return result
+
+
+def _chosen(request: VerifyRequest, entries: t.Mapping[str, Entry], published: t.Sequence[Entry]) -> t.Sequence[Entry]:
+    """What is to be read, in its order."""
+    if request.ids:
+        return [entries.get(name) or _absent(name) for name in request.ids]
+    if request.newest:
+        # Those before it are for the case that it is pruned before it can be read.
+        return published[::-1]
+    return [entry for entry in entries.values() if entry.state != "incomplete"]
 
 
 def _keep_on(store: ClusterStore, result: VerifyResult, act: t.Callable[[], None]) -> None:
