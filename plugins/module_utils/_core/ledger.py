@@ -370,6 +370,9 @@ def _event(line: bytes, number: int, previous: str) -> Event:
     fields = {name: item for name, item in value.items() if name != "hash"}
     if digest(fields) != value["hash"]:
         check.add("CHAIN", "its hash does not match its content: it was changed")
+    elif canonical(value) != line:
+        # The same content in other bytes: nothing here writes it so.
+        check.add("CHAIN", "it is not written as events are written: a byte of it was changed")
     if value["previous"] != previous:
         check.add("CHAIN", "it does not follow the line before: something was removed or put in")
     if value["sequence"] != number:

@@ -81,6 +81,18 @@ def test_whatever_is_appended_is_read_back(history: list[tuple[str, str, dict[st
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
 
 
+def test_f10_a_changed_byte_that_leaves_the_content_as_it_was_is_seen() -> None:
+    (event,) = chain(("removed", "caf\u00e9", {"version": "5.4"}))
+    line = event.line()
+    assert b"caf\\u00e9" in line
+    for changed in (
+        line.replace(b"\\u00e9", b"\\u00E9"),
+        line.replace(b'"5.4"', b'"5\\u002e4"'),
+        line.replace(b":", b": ", 1),
+    ):
+        assert changed != line and [problem.code for problem in ledger.read(changed).problems] == ["CHAIN"]
+
+
 @given(histories, st.data())
 @settings(max_examples=200)
 def test_no_changed_byte_goes_unseen(history: list[tuple[str, str, dict[str, Any]]], data: st.DataObject) -> None:
