@@ -175,3 +175,23 @@ def remove_tree(path: str) -> None:
             "Remove it by hand when nobody ships; it is not a published backup.",
             errno=errno.errorcode.get(error.errno or 0, ""),
         ) from None
+
+
+def landed_bytes(path: str) -> int:
+    """Bytes that the files below a directory take on the disk; an unfinished one has holes."""
+    total = 0
+    for directory, _directories, files in os.walk(path):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(os.path.join(directory, name))
+                total += min(status.st_size, status.st_blocks * 512)
+    return total
+
+
+def remove_strangers(data: str, wanted: set[str]) -> None:
+    """Files in an unfinished transfer that do not belong to it."""
+    for directory, _directories, files in os.walk(data):
+        for name in files:
+            path = os.path.join(directory, name)
+            if os.path.relpath(path, data) not in wanted:
+                os.unlink(path)

@@ -27,7 +27,15 @@ from .._core.room import Room, fitting, with_headroom
 from .._core.strict import Invalid, Problem, load, utc_text
 from .._errors import DsmError, Reason, Refused, Unreadable, reasons_of
 from . import _structure
-from ._disk import make_directory, read_bytes, remove_tree, store_full, write_atomically
+from ._disk import (
+    landed_bytes,
+    make_directory,
+    read_bytes,
+    remove_strangers,
+    remove_tree,
+    store_full,
+    write_atomically,
+)
 from ._endpoint import LocalEndpoint, check_local
 from ._keeping import NOT_OURS, keep, ledger_of_other, tampered
 from ._other import (
@@ -45,7 +53,6 @@ from ._pull import (
     local_failure,
     pull,
 )
-from ._ship import landed_bytes, remove_strangers
 from ._sites import remember, sites
 from ._ssh import require_python
 from ._store import Checkpoint, ClusterStore, Lease, as_reasons, identities, no_checkpoint

@@ -18,7 +18,7 @@ from .._core.strict import SHA256, utc_seconds
 from .._errors import Reason, Refused
 from ._discover import Source
 from ._endpoint import Endpoint, LocalEndpoint, SftpEndpoint, without_links
-from ._ship import Cluster, ShipRequest
+from ._job import Cluster, ShipRequest
 from ._ssh import SshTarget
 from ._stage import StageRequest
 

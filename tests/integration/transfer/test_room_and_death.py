@@ -22,12 +22,12 @@ import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import (
+    _offers,
     _policy,
     _pool,
     _pull,
     _ranges,
     _sftp,
-    _ship,
     _store,
 )
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._request import stage_request
@@ -279,7 +279,7 @@ def test_f11_a_link_that_is_cut_while_the_source_is_looked_at(
     """Twice it is built again; a link that never lasts is told, and nothing was begun."""
     delivered(site, "backup.bin", 100_000)
     link = proxy(site.sshd.port, lambda _seen, data: data)
-    discover, looks = _ship.discover, 0
+    discover, looks = _offers.discover, 0
 
     def look(*arguments: Any) -> Any:
         nonlocal looks
@@ -288,7 +288,7 @@ def test_f11_a_link_that_is_cut_while_the_source_is_looked_at(
             link.cut()
         return discover(*arguments)
 
-    monkeypatch.setattr(_ship, "discover", look)
+    monkeypatch.setattr(_offers, "discover", look)
     lost = 3
     with pytest.raises(DsmError) as caught:
         site.run(sources=[through(site, link)])
