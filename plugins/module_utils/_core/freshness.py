@@ -11,12 +11,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Sequence
 
+from .clocks import MAX_SKEW
 from .cron import Schedule
 from .manifest import Manifest
 from .strict import Problem, utc_seconds, utc_text
 
-#: Clocks of source and store may differ so much (s) without a word.
-TOLERANCE = 300.0
 #: Every schedule that ever fires does so within eight years (29 February, around a century).
 _DAYS = 8 * 366
 
@@ -64,11 +63,11 @@ def problems(
     if max_age is not None and age > max_age:
         message = f"the newest backup {last.id} was published {age:.0f} s ago; {max_age:.0f} s are allowed"
         found.append(Problem("STALE", message))
-    if age < -TOLERANCE:
+    if age < -MAX_SKEW:
         message = f"the newest backup {last.id} was published in the future: {last.published_at}, it is {utc_text(now)}"
         found.append(Problem("CLOCK_SKEW", message))
     due = last_due(schedule, now, grace) if schedule is not None else None
-    if due is not None and taken(last) < due - TOLERANCE:
+    if due is not None and taken(last) < due - MAX_SKEW:
         message = (
             f"a backup was due {utc_text(due)} and should have been here {grace:.0f} s later; the newest, {last.id}, "
             f"was taken {utc_text(taken(last))}"
