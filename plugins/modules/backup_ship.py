@@ -151,9 +151,17 @@ options:
   snapshot_clock_skew:
     description:
       - By how many seconds the clock that told O(snapshot_started) is ahead of the store's, where somebody measured it.
-      - Without it a source whose clock is behind the store's is not believed to be behind that one, because the store's
-        may be the wrong one.
+      - Without it nobody knows which delivery is younger. What comes is shipped, and its manifest does not say when its
+        snapshot started; with V(CLOCK_SKEW) in O(accept) that counts as attested.
     type: int
+  there_before:
+    description:
+      - RV(at_sources) of a look in check mode before the snapshot was asked for. What lay there then is not the backup
+        of O(snapshot_started), whatever the clocks say.
+      - Leave it out where a backup that was already running is waited for.
+    type: list
+    elements: str
+    default: []
   identify_argv:
     description:
       - Command of the operator that looks at a backup and prints the fingerprint or the uid of its cluster, as a list
@@ -251,6 +259,8 @@ EXAMPLES = r"""
         joined_at: "{{ join.joined_at }}"
         member: true
     snapshot_started: "{{ backup.snapshot_started }}"
+    snapshot_clock_skew: "{{ member_clock_skew }}"
+    there_before: "{{ look.at_sources }}" # before the backup was asked for
     run_id: "{{ run_id }}"
 
 - name: Stage the newest backup on the DR node
@@ -374,6 +384,13 @@ notes:
   returned: state is published
   type: list
   elements: str
+at_sources:
+  description:
+    - Identities of what lies at the sources, also of what is refused; for O(there_before). Empty without check mode.
+    - After a failure the same list is in C(details.at_sources).
+  returned: state is published
+  type: list
+  elements: str
 """
 
 import typing as t
@@ -437,6 +454,7 @@ def argument_spec() -> dict[str, t.Any]:
         "sealed_for": {"type": "list", "elements": "dict", "default": [], "options": sealed},
         "snapshot_started": {"type": "str"},
         "snapshot_clock_skew": {"type": "int"},
+        "there_before": {"type": "list", "elements": "str", "default": []},
         "identify_argv": {"type": "list", "elements": "str"},
         "select": {"type": "str", "choices": ["all", "newest"], "default": "all"},
         "quiet": {"type": "float", "default": 60},

@@ -17,6 +17,8 @@ from .strict import utc_seconds
 MAX_SKEW = 300
 #: A clock is told in whole seconds, and on the way: nobody can tell whether so small a skew (s) is one.
 _NO_SKEW = 2
+#: By so much (s) what was measured of a clock is wrong at the most.
+_MEASURED = 10
 
 
 def written_since(oldest: float, skew: int | None, started: str, told_by: int | None) -> bool:
@@ -31,5 +33,8 @@ def written_since(oldest: float, skew: int | None, started: str, told_by: int | 
 
 
 def not_come_yet(newest: float, skew: int | None, seen: float) -> bool:
-    """Whether what was ``seen`` (s, by our clock) says that it was written later, so that its time says nothing."""
-    return newest > seen + (skew or 0) + MAX_SKEW
+    """Whether what was ``seen`` (s, by our clock) says that it was written later, so that its time says nothing.
+
+    That is so after a clock was set back, and where a time was kept on the way from a host with another clock.
+    """
+    return newest > seen + (MAX_SKEW if skew is None else skew + _MEASURED)

@@ -41,6 +41,8 @@ class ShipRequest:
     snapshot_started: str | None = None
     #: seconds by which the clock that told it is ahead of ours; None: nobody measured it
     snapshot_skew: int | None = None
+    #: identities of what lay at the sources before that snapshot was asked for
+    there_before: frozenset[str] = frozenset()
     select: str = "all"
     quiet: float = 60.0
     patience: float = 300.0
@@ -65,6 +67,8 @@ class ShipResult:
     reasons: list[Reason] = field(default_factory=list)
     accepted: list[Reason] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    #: identities of what lies at the sources; in check mode only
+    at_sources: list[str] = field(default_factory=list)
     changed: bool = False
 
     def returns(self) -> dict[str, t.Any]:
@@ -79,6 +83,7 @@ class ShipResult:
             "peak_rss": self.report.peak_rss,
             "accepted": [reason.as_dict() for reason in self.accepted],
             "notes": self.notes,
+            "at_sources": self.at_sources,
         }
 
     def attempt(self, act: t.Callable[[], None], place: str) -> bool:

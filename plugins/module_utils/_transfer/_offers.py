@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 import typing as t
@@ -27,6 +28,8 @@ from ._ssh import ConnectionLost
 
 #: How often it is tried to look at a source over a connection that then breaks.
 LOOKS = 3
+
+_Answer = t.TypeVar("_Answer")
 
 
 class Offers:
@@ -50,6 +53,8 @@ class Offers:
         self.gone = gone
         self.looked = Looked()
         self.sessions: dict[int, Session] = {}
+        #: by our clock (s), by identity
+        self._first_seen: dict[str, float] = {}
 
     def close(self) -> None:
         """End all connections."""
@@ -61,16 +66,17 @@ class Offers:
         jobs: list[Job] = []
         deadline = time.monotonic() + self.request.patience
         total = 0
-        for number, source in enumerate(self.request.sources):
+        for number, units in self._wait_for_units(deadline).items():
+            source = self.request.sources[number]
             try:
-                found, wanted = self._look(number, source, deadline)
-                if found:
-                    # Where there is nothing at all, what it is on may be away.
-                    self.looked.at.add((source.endpoint.place, source.path))
-                total += found
-                jobs.extend(wanted)
+                jobs += self._over(number, functools.partial(self._acceptable, units=units, deadline=deadline))
             except DsmError as error:
                 self.result.reasons.append(tidy(error, source))
+                continue
+            if units:
+                # Where there is nothing at all, what it is on may be away.
+                self.looked.at.add((source.endpoint.place, source.path))
+            total += len(units)
         if not total and not self.result.reasons:
             self.result.reasons.append(
                 Reason(
@@ -117,29 +123,34 @@ class Offers:
                     break
         return list(merged.values())
 
-    def _look(self, number: int, source: Source, deadline: float) -> tuple[int, list[Job]]:
-        """How many backups a source has, and those to bring home; a connection that breaks is built again."""
+    def _over(self, number: int, act: t.Callable[[Session, Source], _Answer]) -> _Answer:
+        """Do it over the connection with a source; one that breaks is built again."""
+        source = self.request.sources[number]
         attempt = 0
         while True:
             attempt += 1
             try:
-                session = self._connect(number, source)
-                session.expect_clock()
-                units = self._wait_for_units(session, source, deadline)
-                self._note_unused_hashes(source, units)
-                return len(units), self._acceptable(session, source, units, deadline)
+                session = self.sessions.get(number)
+                if session is None:
+                    session = self._connect(number, source)
+                    session.expect_clock()
+                return act(session, source)
             except ConnectionLost:
+                self._disconnect(number)
                 if attempt == LOOKS:
                     raise
             time.sleep(pause(attempt, random.random()))
 
     def _connect(self, number: int, source: Source) -> Session:
         """A new session with a source; the one before is closed."""
-        if number in self.sessions:
-            self.sessions.pop(number).close()
+        self._disconnect(number)
         opened = source.endpoint.connect() if self.pool is None else self.pool.session(source.endpoint)
         self.sessions[number] = opened
         return opened
+
+    def _disconnect(self, number: int) -> None:
+        if number in self.sessions:
+            self.sessions.pop(number).close()
 
     def _note_unused_hashes(self, source: Source, units: t.Iterable[Unit]) -> None:
         """A hash that belongs to no file checks nothing, and nobody would know."""
@@ -149,39 +160,62 @@ class Offers:
             note = f"{len(unused)} hashes given for {source.label} belong to no file of a backup there: {unused[0]}."
             self.result.notes.append(note)
 
-    def _fresh(self, unit: Unit, place: str, skew: int | None) -> bool:
+    def _fresh(self, unit: Unit, source: Source, skew: int | None) -> bool:
         """Whether all of a unit was written after the snapshot that was announced had started."""
         started, told_by = self.request.snapshot_started, self.request.snapshot_skew
-        if started is None or not unit.items or self._not_come_yet(unit, place, skew):
+        key = unit.key(source.endpoint.place)
+        if started is None or not unit.items or key in self.request.there_before:
             return False
-        return written_since(unit.oldest, skew, started, told_by)
+        if self._not_come_yet(unit, source, skew):
+            return False
+        # The clock of its source may have been set since it came.
+        known = self.known.get(key)
+        return written_since(unit.oldest, known.source["clock_skew"] if known else skew, started, told_by)
 
-    def _not_come_yet(self, unit: Unit, place: str, skew: int | None) -> bool:
-        """Whether the time of a unit says nothing, where it is known since when it is there."""
-        known = self.known.get(unit.key(place))
+    def _not_come_yet(self, unit: Unit, source: Source, skew: int | None) -> bool:
+        """Whether the time of a unit says nothing, because it had not come when the unit was first seen."""
+        key = unit.key(source.endpoint.place)
+        known = self.known.get(key)
         if known is None:
-            return not_come_yet(unit.newest, skew, time.time())
+            return not_come_yet(unit.newest, skew, self._first_seen.setdefault(key, time.time()))
         return not_come_yet(unit.newest, known.source["clock_skew"], utc_seconds(known.published_at))
 
-    def _wait_for_units(self, session: Session, source: Source, deadline: float) -> list[Unit]:
-        """The units that are asked for; with ``snapshot_started`` set, once one that is younger has appeared."""
-        place = source.endpoint.place
+    def _wait_for_units(self, deadline: float) -> dict[int, list[Unit]]:
+        """What is asked for of each source; with ``snapshot_started`` set, once one of them has one that is younger."""
+        found: dict[int, list[Unit]] = {}
+        asked = set(range(len(self.request.sources)))
         while True:
-            units = discover(session, source)
-            if self.request.snapshot_started is None and self.request.select == "all":
-                return units
-            skew = _skew(session, source)
-            if (
-                self.request.snapshot_started is None
-                or any(self._fresh(unit, place, skew) for unit in units)
-                or time.monotonic() > deadline
-            ):
+            for number in sorted(asked):
+                try:
+                    found[number] = self._over(number, discover)
+                except DsmError as error:
+                    asked.discard(number)
+                    found.pop(number, None)
+                    self.result.reasons.append(tidy(error, self.request.sources[number]))
+            if self.request.snapshot_started is None or not asked or time.monotonic() > deadline:
+                break
+            if [unit for number in found for unit in found[number] if self._fresh(unit, *self._told(number))]:
                 break
             time.sleep(1.0)
+        if self.pool is None:
+            places = {number: self.request.sources[number].endpoint.place for number in found}
+            self.result.at_sources = sorted({unit.key(places[number]) for number in found for unit in found[number]})
+        for number, units in found.items():
+            self._note_unused_hashes(self.request.sources[number], units)
+        return {number: self._selected(number, units) for number, units in found.items()}
+
+    def _told(self, number: int) -> tuple[Source, int | None]:
+        """A source, and the skew of its clock."""
+        source = self.request.sources[number]
+        return source, _skew(self.sessions[number], source)
+
+    def _selected(self, number: int, units: list[Unit]) -> list[Unit]:
+        """All of them, or the newest."""
         if self.request.select == "all":
             return units
+        source, skew = self._told(number)
         dated = [unit for unit in units if not unit.ageless]
-        trusted = [unit for unit in dated if not self._not_come_yet(unit, place, skew)] or dated
+        trusted = [unit for unit in dated if not self._not_come_yet(unit, source, skew)] or dated
         if trusted[-1:] != dated[-1:]:
             self.result.notes.append(
                 f"{dated[-1].name} at {source.label} has a time that has not come yet: it does not count as the newest."
@@ -189,7 +223,7 @@ class Offers:
         # Each of the others may be the newest: all of them are refused, so that nobody takes this one for it.
         return [unit for unit in units if unit.ageless] + trusted[-1:]
 
-    def _acceptable(self, session: Session, source: Source, units: list[Unit], deadline: float) -> list[Job]:
+    def _acceptable(self, session: Session, source: Source, *, units: list[Unit], deadline: float) -> list[Job]:
         """Leave out what is already stored; refuse what is empty, odd or still growing."""
         looked = time.monotonic()
         place = source.endpoint.place
@@ -201,7 +235,9 @@ class Offers:
             rate = self.request.rate_limit
             self.pool.warm(source.endpoint, rate, first_workers(self.request.workers, size, session.round_trip, rate))
         skew = _skew(session, source)
-        good, refused = settle(session, source, fresh, self.request.quiet, max(0.0, deadline - time.monotonic()))
+        # Waiting for another source must not cost this one the time in which it is seen to be quiet.
+        least = min(self.request.patience, self.request.quiet + LOOK_AGAIN)
+        good, refused = settle(session, source, fresh, self.request.quiet, max(least, deadline - time.monotonic()))
         self.result.reasons.extend(reason for _unit, reason in refused)
         self.looked.refused.update((place, unit.name) for unit, _reason in refused)
         jobs = [Job(source, unit, skew, None, "unknown", []) for unit in stored]
@@ -242,50 +278,64 @@ class Offers:
         started = self.request.snapshot_started
         if started is None:
             return
-        fresh = [job for job in jobs if self._fresh(job.unit, job.source.endpoint.place, job.skew)]
-        skewed = [job for job in jobs if job.skew is not None and abs(job.skew) > MAX_SKEW]
+        doubted = self._doubted(jobs, started)
+        fresh = [job for job in jobs if self._fresh(job.unit, job.source, job.skew)]
+        if not fresh and not self.result.reasons:
+            self.result.reasons.append(
+                Reason(
+                    "NO_NEW_BACKUP",
+                    f"Nothing that was delivered is younger than the snapshot of {started} "
+                    f"(waited {self.request.patience:g} s).",
+                    "The backup job said that it started and delivered nothing: look at its log, and at the disk "
+                    "and the credentials of the place it delivers to. A large cluster may need more patience.",
+                )
+            )
+        new = [job for job in fresh if job.key not in self.known]
+        if not new:
+            return
+        job = ([job for job in new if job.skew is not None] or new)[-1]
+        unread = [job.source.endpoint.label] if job.skew is None else []
+        unread += ["the member that told it"] if self.request.snapshot_skew is None else []
+        if unread and "CLOCK_SKEW" not in self.request.accept:
+            # An old delivery of another clock must not become golden; nor is that a reason to leave a new one there.
+            self.result.notes.append(
+                f"The clock of {' and of '.join(unread)} was not read, so nobody knows whether {job.unit.name} is "
+                f"younger than {started}: it is not recorded when its snapshot started. Give clock_skew of that source "
+                "and snapshot_clock_skew; or accept CLOCK_SKEW, then that start counts as attested."
+            )
+            return
+        job.snapshot_started = started
+        job.snapshot_source = "attested" if unread or job.key in doubted else "observed"
+
+    def _doubted(self, jobs: list[Job], started: str) -> set[str]:
+        """New backups of clocks too far apart to be compared; leaves those out unless that is accepted."""
+        told_by = self.request.snapshot_skew
         ahead = utc_seconds(started) - time.time()
-        if skewed or ahead > MAX_SKEW:
-            seconds = skewed[-1].skew if skewed else round(ahead)
-            reason = Reason(
+        apart = {"the cluster": round(ahead)} if ahead > MAX_SKEW else {}
+        if told_by is not None and abs(told_by) > MAX_SKEW:
+            apart = {"the cluster": told_by}
+        doubted = {job.key for job in jobs if apart and job.key not in self.known}
+        for job in jobs:
+            if job.key not in self.known and abs(job.skew or 0) > MAX_SKEW:
+                apart[job.source.endpoint.label] = job.skew or 0
+                doubted.add(job.key)
+        reasons = [
+            Reason(
                 "CLOCK_SKEW",
-                f"The clocks of the store and {skewed[-1].source.endpoint.label if skewed else 'the cluster'} are "
-                f"{abs(seconds or 0)} s apart, so it cannot be told which backup is younger than {started}.",
+                f"The clocks of the store and {whose} are {abs(seconds)} s apart, so it cannot be told which backup is "
+                f"younger than {started}.",
                 "Repair time synchronisation; or accept CLOCK_SKEW, then the start of the snapshot counts as attested.",
                 hard=False,
             )
-            if reason.code not in self.request.accept:
-                self.result.reasons.append(reason)
-                self.looked.refuse(jobs)
-                jobs.clear()
-                return
-            self.result.accepted.append(reason)
-        if not fresh:
-            if not self.result.reasons:
-                self.result.reasons.append(
-                    Reason(
-                        "NO_NEW_BACKUP",
-                        f"Nothing that was delivered is younger than the snapshot of {started} "
-                        f"(waited {self.request.patience:g} s).",
-                        "The backup job said that it started and delivered nothing: look at its log, and at the disk "
-                        "and the credentials of the place it delivers to. A large cluster may need more patience.",
-                    )
-                )
-            return
-        told = [job for job in fresh if job.skew is not None]
-        attested = bool(skewed) or ahead > MAX_SKEW
-        if not told:
-            # An old delivery of a fast clock must not become golden; nor is that a reason to leave a new one there.
-            if "CLOCK_SKEW" not in self.request.accept:
-                self.result.notes.append(
-                    f"{fresh[-1].source.endpoint.label} does not tell its clock, so nobody knows whether "
-                    f"{fresh[-1].unit.name} is younger than {started}: it is not recorded when its snapshot started. "
-                    "Give clock_skew of that source; or accept CLOCK_SKEW, then that start counts as attested."
-                )
-                return
-            attested, told = True, fresh
-        told[-1].snapshot_started = started
-        told[-1].snapshot_source = "attested" if attested else "observed"
+            for whose, seconds in apart.items()
+        ]
+        if "CLOCK_SKEW" in self.request.accept:
+            self.result.accepted.extend(reasons)
+            return doubted
+        self.result.reasons.extend(reasons)
+        self.looked.refuse(job for job in jobs if job.key in doubted)
+        jobs[:] = [job for job in jobs if job.key not in doubted]
+        return set()
 
 
 def _skew(session: Session, source: Source) -> int | None:

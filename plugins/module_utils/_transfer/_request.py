@@ -84,6 +84,7 @@ def ship_request(
         ),
         snapshot_started=started,
         snapshot_skew=options.get("snapshot_clock_skew"),
+        there_before=frozenset(options["there_before"]),
         select=options["select"],
         quiet=options["quiet"],
         patience=options["patience"],

@@ -386,6 +386,7 @@ class Site:
             "quiet": 0.2,
             "patience": 3,
             "run_id": "run-1",
+            **({"snapshot_clock_skew": 0} if "snapshot_started" in changes else {}),
             **changes,
         }
 

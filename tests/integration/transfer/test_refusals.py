@@ -9,6 +9,7 @@ import errno
 import gzip
 import json
 import os
+import posixpath
 import re
 import socket
 import subprocess
@@ -667,6 +668,28 @@ def test_an_announced_backup_is_waited_for(site: Site) -> None:
     assert [item["snapshot_started"] for item in result.backups] == [None, started]
 
 
+def ticks(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    """The clock of the source, in seconds ahead of the store's."""
+    monkeypatch.setattr(_endpoint.SftpSession, "clock", lambda _session: time.time() + ahead)
+
+
+def told(site: Site) -> dict[str, tuple[str | None, str]]:
+    """By name, when a published backup is said to have been started, and who says so."""
+    return {
+        posixpath.basename(one.source["path"]): (one.snapshot_started, one.snapshot_source)
+        for one in site.published().values()
+    }
+
+
+def all_codes(site: Site, **changes: Any) -> set[str]:
+    """What a run refuses."""
+    try:
+        site.run(**changes)
+    except DsmError as error:
+        return {error.code, *(reason.code for reason in error.reasons)}
+    return set()
+
+
 def test_f17_a_clock_a_day_off_makes_no_golden_backup(site: Site) -> None:
     site.deliver(age=30)
     tomorrow = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 86_400))
@@ -678,7 +701,7 @@ def test_f17_what_lay_there_before_the_snapshot_is_not_taken_for_it_by_a_fast_cl
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock of the source is four minutes fast, and the store knows that."""
-    monkeypatch.setattr(_endpoint.SftpSession, "clock", lambda _session: time.time() + 240)
+    ticks(monkeypatch, 240)
     site.deliver("old.tar.gz", age=60 - 240)
     started = utc_text(time.time())
     with pytest.raises(DsmError) as caught:
@@ -690,7 +713,7 @@ def test_f17_what_lay_there_before_the_snapshot_is_not_taken_for_it_by_a_fast_cl
 
 
 def test_f17_a_slow_clock_makes_nothing_older(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_endpoint.SftpSession, "clock", lambda _session: time.time() - 240)
+    ticks(monkeypatch, -240)
     site.deliver("old.tar.gz", age=60 + 240)
     started = utc_text(time.time() - 10)
     site.deliver("new.tar.gz", age=240)
@@ -714,7 +737,7 @@ def test_f17_where_no_clock_is_told_nobody_has_observed_when_a_snapshot_started(
     assert result.codes == (["NO_NEW_BACKUP"] if skew else [""]), result.output
     (one,) = site.published().values()
     assert (one.snapshot_source, one.snapshot_started) == (source, None if source == "unknown" else started)
-    assert ("does not tell its clock" in result.output) == (skew is None and not accept)
+    assert ("was not read" in result.output) == (skew is None and not accept)
 
 
 def test_f17_a_store_whose_own_clock_is_fast_makes_no_old_delivery_golden(
@@ -722,11 +745,11 @@ def test_f17_a_store_whose_own_clock_is_fast_makes_no_old_delivery_golden(
 ) -> None:
     """Cluster and landing host agree. The delivery was made two minutes before the snapshot that is announced."""
     fast = 240
-    monkeypatch.setattr(_endpoint.SftpSession, "clock", lambda _session: time.time() - fast)
+    ticks(monkeypatch, -fast)
     site.deliver("old.tar.gz", age=fast + 120)
-    for more in ({}, {"snapshot_clock_skew": -fast}):
+    for told_by in (None, -fast):
         with pytest.raises(DsmError) as caught:
-            site.run(snapshot_started=utc_text(time.time() - fast), patience=1, **more)
+            site.run(snapshot_started=utc_text(time.time() - fast), patience=1, snapshot_clock_skew=told_by)
         assert "NO_NEW_BACKUP" in {caught.value.code, *(reason.code for reason in caught.value.reasons)}
     assert [one.snapshot_started for one in site.published().values()] == [None]
 
@@ -736,11 +759,129 @@ def test_f17_a_store_whose_own_clock_is_slow_knows_the_new_delivery(
 ) -> None:
     """Cluster and landing host agree, and the clock of a member was measured."""
     slow = 120
-    monkeypatch.setattr(_endpoint.SftpSession, "clock", lambda _session: time.time() + slow)
+    ticks(monkeypatch, slow)
     started = utc_text(time.time() + slow - 60)
     site.deliver("new.tar.gz", age=30 - slow)
     site.run(snapshot_started=started, patience=1, snapshot_clock_skew=slow)
     assert [one.snapshot_started for one in site.published().values()] == [started]
+
+
+def test_f17_an_old_delivery_is_not_new_because_the_clock_of_its_host_was_set_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was four minutes fast when the delivery came, a minute ago, and nothing has shipped that since."""
+    site.deliver("old.tar.gz", age=60 - 240)
+    ticks(monkeypatch, 0)
+    assert "NO_NEW_BACKUP" in all_codes(site, snapshot_started=utc_text(time.time()), patience=1)
+    assert told(site) == {"old.tar.gz": (None, "unknown")}
+
+
+def test_f17_a_time_that_comes_while_somebody_waits_says_nothing_either(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks(monkeypatch, 0)
+    site.deliver("old.tar.gz", age=-12)
+    assert "NO_NEW_BACKUP" in all_codes(site, snapshot_started=utc_text(time.time()), patience=5)
+    assert told(site) == {"old.tar.gz": (None, "unknown")}
+
+
+def test_f17_a_time_that_was_kept_on_the_way_is_not_of_the_slow_clock_of_the_landing_host(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks(monkeypatch, -240)
+    site.deliver("old.tar.gz", age=200)
+    assert "NO_NEW_BACKUP" in all_codes(site, snapshot_started=utc_text(time.time()), patience=1)
+    assert told(site) == {"old.tar.gz": (None, "unknown")}
+
+
+def test_f17_what_is_known_was_written_by_the_clock_of_its_day(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the source was set right since the old one was shipped."""
+    ticks(monkeypatch, 240)
+    site.deliver("old.tar.gz", age=60 - 240)
+    site.run()
+    ticks(monkeypatch, 0)
+    started = utc_text(time.time())
+    assert "NO_NEW_BACKUP" in all_codes(site, snapshot_started=started, patience=1)
+    site.deliver("new.tar.gz", age=-1)
+    site.run(snapshot_started=started, patience=PATIENCE)
+    assert told(site) == {"old.tar.gz": (None, "unknown"), "new.tar.gz": (started, "observed")}
+
+
+@pytest.mark.parametrize("skew", [-3600, 3600])
+def test_f17_a_member_an_hour_off_is_told_whichever_way(site: Site, skew: int) -> None:
+    site.deliver("new.tar.gz", age=5)
+    started = utc_text(time.time() + skew - 30)
+    assert all_codes(site, snapshot_started=started, snapshot_clock_skew=skew) >= {"CLOCK_SKEW"}
+    assert not site.published()
+    site.run(snapshot_started=started, snapshot_clock_skew=skew, accept=["CLOCK_SKEW"])
+    assert told(site) == {"new.tar.gz": (started, "attested")}
+
+
+def test_f17_where_nobody_read_the_clock_of_the_member_nobody_has_observed_when_a_snapshot_started(
+    site: Site,
+) -> None:
+    """It is an hour slow, and the delivery half an hour old."""
+    site.deliver("old.tar.gz", age=1800)
+    started = utc_text(time.time() - 3600)
+    result = site.run(snapshot_started=started, snapshot_clock_skew=None)
+    assert told(site) == {"old.tar.gz": (None, "unknown")}
+    assert any("the member that told it was not read" in note for note in result.notes)
+
+
+def test_f17_a_source_without_news_may_have_any_clock(site: Site, own_server: Callable[..., Sshd]) -> None:
+    sshd = own_server("ForceCommand internal-sftp -R")
+    other = site.source.parent / "retired"
+    other.mkdir()
+    site.deliver("old.tar.gz", age=86400).rename(other / "old.tar.gz")
+    retired = sshd.login(path=f"{other}/*", clock_skew=400)
+    site.run(sources=[retired])
+    site.deliver("new.tar.gz", age=5)
+    started = utc_text(time.time() - 60)
+    sources = [sshd.login(path=f"{site.source}/*", clock_skew=0), retired]
+    site.run(sources=sources, snapshot_started=started, patience=1)
+    assert told(site) == {"old.tar.gz": (None, "unknown"), "new.tar.gz": (started, "observed")}
+    # What is new there waits, and nothing else.
+    site.at(other / "old.tar.gz", 40)
+    site.deliver("newer.tar.gz", age=4)
+    started = utc_text(time.time() - 6)
+    assert "CLOCK_SKEW" in all_codes(site, sources=sources, snapshot_started=started, patience=1)
+    assert told(site)["newer.tar.gz"] == (started, "observed") and len(site.published()) == 3
+
+
+def test_f17_what_lay_there_before_a_backup_was_asked_for_is_not_that_backup(site: Site) -> None:
+    """Whatever its time says."""
+    site.deliver("old.tar.gz", age=0)
+    look = site.ship(check=True, quiet=0, patience=0)
+    assert not look.failed and len(look.at_sources) == 1, look.output
+    started = utc_text(time.time() - 60)
+    seen = {"there_before": look.at_sources}
+    assert "NO_NEW_BACKUP" in all_codes(site, snapshot_started=started, patience=1, **seen)
+    site.deliver("new.tar.gz", age=0)
+    result = site.run(snapshot_started=started, patience=PATIENCE, **seen)
+    assert told(site) == {"old.tar.gz": (None, "unknown"), "new.tar.gz": (started, "observed")}
+    assert result.at_sources == []
+
+
+def test_what_a_look_refuses_is_told_as_there(site: Site) -> None:
+    (site.source / "empty").touch()
+    site.deliver("old.tar.gz", age=0)
+    look = site.ship(check=True, quiet=60, patience=0)
+    assert look.failed and len(look.details["at_sources"]) == 2, look.output
+
+
+def test_a_source_without_news_costs_the_next_one_nothing(site: Site, own_server: Callable[..., Sshd]) -> None:
+    """What came lies there quietly, and no clock is told: that is seen only by whoever looks for some time."""
+    sshd = own_server("ForceCommand internal-sftp -R")
+    other = site.source.parent / "silent"
+    other.mkdir()
+    site.deliver("old.tar.gz", age=86400).rename(other / "old.tar.gz")
+    silent = sshd.login(path=f"{other}/*", clock_skew=0)
+    site.run(sources=[silent])
+    site.deliver("new.tar.gz", age=300)
+    started = utc_text(time.time() - 600)
+    sources = [silent, sshd.login(path=f"{site.source}/*", clock_skew=0)]
+    site.run(sources=sources, snapshot_started=started, quiet=3, patience=6)
+    assert told(site)["new.tar.gz"] == (started, "observed")
 
 
 def test_f17_deliveries_from_the_future_are_shipped_in_the_order_of_the_store(site: Site) -> None:
