@@ -413,12 +413,16 @@ class Folded:
     trials: dict[str, dict[str, Any]]
     backups: dict[str, dict[str, Any]]
     pruned: dict[str, dict[str, Any]]
-    golden: list[dict[str, Any]]
     proved: list[dict[str, Any]]
+
+    @property
+    def golden(self) -> list[dict[str, Any]]:
+        """Every pair (backup, node) whose snapshot started while the node was a verified member, oldest first."""
+        return _golden(self.backups)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain objects for a module's result."""
-        return dict(self.__dict__)
+        return {**self.__dict__, "golden": self.golden}
 
 
 def fold(events: Iterable[Event]) -> Folded:
@@ -437,7 +441,7 @@ def fold(events: Iterable[Event]) -> Folded:
     serving: str | None = None
     removed_here: set[str] = set()
     for event in filter(None, map(understood, events)):
-        data = dict(event.data)
+        data = event.data
         stamped = dict(data, sequence=event.sequence, recorded_at=event.time, run_id=event.run_id)
         elsewhere = ORIGIN in data
         undecided = elsewhere and event.subject in removed_here
@@ -514,7 +518,6 @@ def fold(events: Iterable[Event]) -> Folded:
         trials=trials,
         backups=backups,
         pruned=pruned,
-        golden=_golden(backups),
         proved=proved,
     )
 
