@@ -16,7 +16,7 @@ import typing as t
 from .._core import ledger, tables
 from .._core.openability import classify, copy_of, describe
 from .._core.parts import missing
-from ._keeping import Kept, keep, last_full_read
+from ._keeping import Kept, keep, last_full_read, proved_pairs
 from ._parts import states
 from ._sites import sites
 from ._store import ClusterStore, identities
@@ -41,7 +41,8 @@ def info(
         folded = ledger.fold(store.ledger.chain().events)
         parts = states(store, read=True)
         kept = keep(store, folded, store.entries())
-        backups.extend(_described(store, one, folded, details, parts, require) for one in kept)
+        proved = proved_pairs(folded)
+        backups.extend(_described(store, one, proved, details, parts, require) for one in kept)
         known.extend(sites(store, kept, time.time()))
         incoming.extend(store.incoming())
         clusters.append(
@@ -56,7 +57,7 @@ def info(
 def _described(
     store: ClusterStore,
     one: Kept,
-    folded: ledger.Folded,
+    proved: frozenset[tuple[str, str]],
     details: bool,
     parts: t.Mapping[str, t.Mapping[str, str]],
     require: t.Sequence[str],
@@ -87,7 +88,6 @@ def _described(
         )
     if entry.manifest is None:
         return common
-    proved = frozenset((str(item.get("backup")), str(item.get("node"))) for item in folded.proved)
     copy = copy_of(entry.manifest)
     if not details:
         kinds = {item.node: classify(copy, item.node, proved=proved).kind for item in entry.manifest.sealed_for}

@@ -90,10 +90,10 @@ def keep(store: ClusterStore, folded: ledger.Folded, entries: t.Iterable[Entry])
         if broken and verdict == "ok":
             problems.append(Problem("LEDGER_BROKEN", f"{entry.id} was verified, but the ledger is broken since then"))
             verdict = "unverified"
-        said = notes.Notes()
         try:
             said = read_notes(store, entry.id)
         except Unreadable as error:
+            said = notes.Notes()
             problems.append(Problem(error.code, error.message))
         found.append(Kept(entry, verdict, record.get("verified_at"), said, problems))
     return found
@@ -144,9 +144,14 @@ def tampered(entry: Entry, record: t.Mapping[str, t.Any]) -> Problem | None:
     return Problem("TAMPERED", message)
 
 
+def proved_pairs(folded: ledger.Folded) -> frozenset[tuple[str, str]]:
+    """The pairs (backup, node) that a rehearsal opened."""
+    return frozenset((str(one.get("backup")), str(one.get("node"))) for one in folded.proved)
+
+
 def items(store: ClusterStore, kept: t.Iterable[Kept], folded: ledger.Folded, now: float) -> list[retention.Item]:
     """What retention decides about: everything that is a backup or the wreck of one, and nothing that is not ours."""
-    proved = frozenset((str(one.get("backup")), str(one.get("node"))) for one in folded.proved)
+    proved = proved_pairs(folded)
     unfinished = frozenset(store.incoming())
     found = []
     for one in kept:

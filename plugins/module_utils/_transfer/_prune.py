@@ -244,7 +244,7 @@ class _Run:
         found.update((f"repair/{name}", os.path.join(store.repairs_path, name)) for name in store.repairs())
         for name in store.backup_names():
             aside = os.path.join(store.backups_path, name, BAD)
-            if BACKUP_ID.match(name) and store.has_manifest(name) and os.path.isdir(aside):
+            if BACKUP_ID.match(name) and os.path.isdir(aside) and store.has_manifest(name):
                 found[f"{name}/{BAD}"] = aside
         limit = time.time() - self.request.incoming_grace
         return {name: path for name, path in found.items() if _touched(path) < limit}
