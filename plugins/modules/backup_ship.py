@@ -84,8 +84,8 @@ options:
         description:
           - V(single) takes each match, a file or a whole directory, as one backup.
           - V(per_node) takes all matches in one directory together as one backup, one part a node. Where there are
-            files and directories, those of which there are fewer (else the files) are no parts, and refused as
-            V(STRAY_FILE); accepted, they are stored with the others.
+            files and directories, it is refused as V(STRAY_FILE), because only one kind can be what each node
+            delivers; accepted, all are stored, and the directories are counted as the parts.
           - V(together) takes all matches as one backup.
         type: str
         choices: [single, per_node, together]

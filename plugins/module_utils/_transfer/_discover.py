@@ -316,20 +316,22 @@ def _unit(session: Session, name: str, group: t.Sequence[Match], source: Source)
 
 
 def _parts(walk: _Walk, name: str, group: t.Sequence[Match]) -> int:
-    """How many nodes delivered. Each gives the same: a directory, or a file. Of which there are fewer is of no node."""
+    """How many nodes delivered. Each gives the same, a directory or a file. Where there are both, directories count:
+    a marker beside each must not stand for the node whose directory is missing, and too few parts are told."""
     seen = [match for match in group if match.attributes is not None]
-    directories = [match for match in seen if stat.S_ISDIR(match.mode)]
-    files = [match for match in seen if not stat.S_ISDIR(match.mode)]
+    directories = [match.path for match in seen if stat.S_ISDIR(match.mode)]
+    files = [match.path for match in seen if not stat.S_ISDIR(match.mode)]
     if not directories or not files:
         return len(group)
-    stray, what = (files, "directory") if len(files) <= len(directories) else (directories, "file")
     walk.refuse(
         "STRAY_FILE",
-        f"{len(stray)} of what lies in {name} is no {what} of a node, {stray[0].path} is the first.",
-        "Remove it at the source or exclude it by the path there; accept STRAY_FILE if it belongs to the backup.",
+        f"{name} holds directories ({len(directories)}, the first is {directories[0]}) and files ({len(files)}, the "
+        f"first is {files[0]}), of which only one kind can be what each node delivers.",
+        "Exclude the others by the path of the source; accept STRAY_FILE if they belong to the backup, then its "
+        "directories are counted as the parts of the nodes.",
         hard=False,
     )
-    return len(group) - len(stray)
+    return len(directories)
 
 
 class _Walk:

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import pytest
 
@@ -591,6 +591,38 @@ def test_f04_a_file_beside_the_nodes_is_no_node(site: Site) -> None:
     assert site.ship(sources=[source], accept=["PARTS_MISSING", "STRAY_FILE"]).changed
     (one,) = site.published().values()
     assert [file.path for file in one.files] == ["README", "dc1-n1/data", "dc2-n1/data"]
+
+
+def delivered_by_nodes(site: Site, directories: int, files: Sequence[str]) -> dict[str, Any]:
+    """Of three members so many directories, and files beside them; what to ship."""
+    top = site.source / "20261122"
+    for path in [*(f"n{number}/data.bin" for number in range(directories)), *files]:
+        (top / path).parent.mkdir(parents=True, exist_ok=True)
+        (top / path).write_bytes(b"x")
+        site.at(top / path, 600)
+    members = [{"name": f"n{number}", "addresses": [], "host_id": ""} for number in range(3)]
+    return {
+        "sources": [site.sshd.login(path=f"{site.source}/*/*", layout="per_node")],
+        "cluster": {**site.args()["cluster"], "members": members},
+    }
+
+
+@pytest.mark.parametrize("markers", [2, 3])
+def test_f04_a_node_that_delivered_nothing_but_its_marker_is_told(site: Site, markers: int) -> None:
+    """Each of three nodes delivers a directory and a marker, which is accepted. A directory is missing."""
+    options = delivered_by_nodes(site, 2, [f"n{number}.done" for number in range(markers)])
+    refused(site.ship(**options, accept=["STRAY_FILE"]), "PARTS_MISSING")
+    assert not site.published()
+
+
+def test_nobody_is_told_to_remove_what_the_nodes_delivered(site: Site) -> None:
+    """Three directories, and more files beside them: a marker of each node, and a list."""
+    options = delivered_by_nodes(site, 3, ["n0.done", "n1.done", "n2.done", "SHA256SUMS"])
+    result = site.ship(**options)
+    message = refused(result, "STRAY_FILE")
+    assert "directories (3, the first is " in message and "files (4, the first is " in message
+    assert "remove " not in f"{message} {result.remedy}".lower()
+    assert site.ship(**options, accept=["STRAY_FILE"]).changed
 
 
 @pytest.mark.parametrize("sixteenth", range(1, 16, 2))
