@@ -16,6 +16,7 @@ import datetime
 import functools
 import hashlib
 import json
+import math
 import re
 from typing import Any, Iterable, Mapping, NamedTuple, Tuple, Type, Union
 
@@ -83,11 +84,20 @@ def _constant(text: str) -> Any:
     raise ValueError(f"{text} is not a number")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
+def _finite(text: str) -> float:
+    """Python reads 1e999 as infinity, which no JSON can say again: nothing that holds it could be hashed."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_float=_finite, parse_constant=_constant)
 
 
 def load(data: bytes, what: str) -> dict[str, Any]:
-    """Parse ``data`` as one JSON object in UTF-8; duplicate keys, NaN and anything but an object are refused."""
+    """Parse ``data`` as one JSON object in UTF-8; duplicate keys, numbers that are not finite and anything but an
+    object are refused."""
     if not data.strip():
         raise Invalid([Problem("EMPTY", f"{what} is empty")])
     try:

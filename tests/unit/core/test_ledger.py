@@ -267,6 +267,15 @@ def test_an_event_that_was_changed_breaks_the_chain_and_nothing_behind_it_counts
     assert [problem.code for problem in read.problems] == ["CHAIN"] and len(read.events) == 1
 
 
+@pytest.mark.parametrize(
+    ("written", "code"), [("1e999", "UNREADABLE"), ("1" * 4000, "CHAIN"), ('"\\ud800"', "CHAIN"), ("1e99", "CHAIN")]
+)
+def test_a_value_that_nobody_writes_is_a_broken_line_and_no_crash(written: str, code: str) -> None:
+    text = lines(chain(observed())).replace(b'"version":"5.4"', b'"version":' + written.encode())
+    assert written.encode() in text
+    assert [problem.code for problem in ledger.read(text).problems][:1] == [code]
+
+
 @pytest.mark.parametrize(("later", "version"), [("5.6", "5.6"), ("", "5.4"), (None, "5.4")])
 def test_a_version_is_known_until_another_one_is_seen(later: str | None, version: str) -> None:
     kind, subject, data = observed()
