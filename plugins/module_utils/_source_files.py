@@ -124,10 +124,13 @@ def _since(file: File, before: State | None, root: str) -> Problem | None:
 
 def _same(before: State, now: State) -> bool:
     """That another name of it went, a hard link in a delivery that was removed just before, changes only ctime. Some
-    mounts give a file another inode at any time, so that it counts only where ctime says something else."""
+    mounts give a file another inode at any time, where an equal ctime says that it is the same. Not one that only
+    repeats mtime, as other mounts give it: whoever put another file there can set that."""
     if (before.device, before.size, before.mtime) != (now.device, now.size, now.mtime):
         return False
-    return before.ctime == now.ctime or (before.inode == now.inode and now.links < before.links)
+    if before.ctime == now.ctime:
+        return before.inode == now.inode or now.ctime != now.mtime
+    return before.inode == now.inode and now.links < before.links
 
 
 def _unlink(path: str) -> Problem | None:

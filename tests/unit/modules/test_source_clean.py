@@ -278,8 +278,15 @@ def test_wrong_use(drop: Path, options: dict[str, Any], code: str) -> None:
 def test_a_mount_that_gives_a_file_another_inode_at_any_time_is_cleaned(tmp_path: Path) -> None:
     path = tmp_path / "sdkms.tar.gz"
     path.write_bytes(b"backup")
+    os.utime(path, (1, 1))
     now = _source_files.state(str(path))
     assert now is not None and _source_files._same(now._replace(inode=7), now)
     other = now._replace(inode=7, ctime=now.ctime + 1, links=now.links - 1)
     assert not _source_files._same(now, other) and _source_files._same(now, other._replace(inode=now.inode))
     assert not any(_source_files._same(now, now._replace(**{name: 1})) for name in ("device", "size", "mtime", "ctime"))
+
+
+def test_where_a_mount_has_no_ctime_of_its_own_another_inode_is_another_file() -> None:
+    """sshfs gives mtime as ctime, so that nothing but the inode says that somebody put another file there."""
+    before = _source_files.State(device=1, inode=10, size=100, mtime=7, ctime=7, links=1)
+    assert _source_files._same(before, before) and not _source_files._same(before, before._replace(inode=11))
