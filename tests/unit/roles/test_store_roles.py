@@ -10,6 +10,11 @@ import re
 
 from many_backups import Filler
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._discover import Item, Unit
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import SftpEndpoint
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._sftp import Attributes
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import SshTarget
+
 ONE = {"path": "backup_7.tar.gz", "size": 7, "mtime": 1700000000}
 TREE = [{"path": "n1/Data.db", "size": 8, "mtime": 1700000001}, {"path": "n2/Data.db", "size": 9, "mtime": 1700000002}]
 LANDING = {"name": "landing", "address": "192.0.2.50", "user": "dsmbackup", "path": "/b/*"}
@@ -19,6 +24,14 @@ def expected(place, files, host="192.0.2.50", already=False):
     """A backup as backup_ship tells it: where each file lies no path of the backup has to show."""
     there = [{**file, "source_path": f"{place}/{file['path']}" if len(files) > 1 else place} for file in files]
     return {"already": already, "source": {"host": host, "path": place}, "files": there}
+
+
+def keyed(host, port, place, files):
+    """The same with the key that the store makes of it."""
+    backup = expected(place, files, host)
+    items = tuple(Item("", file["path"], Attributes(file["size"], 0, file["mtime"])) for file in files)
+    key = Unit(place, items, ()).key(SftpEndpoint(SshTarget(host, "u", port=port)).place)
+    return {**backup, "source": {**backup["source"], "key": key}}
 
 
 def test_what_is_new_is_hashed_at_the_path_that_it_has_there(decide_all):
@@ -40,9 +53,9 @@ def test_what_is_new_is_hashed_at_the_path_that_it_has_there(decide_all):
         "192.0.2.51": [{"path": "/c/x", "size": 7, "mtime": 1700000000}],
     }
     looks = [{"backups": new}, {"msg": "one is growing", "details": {"backups": new}}, {"msg": "broken"}]
-    answers = decide_all(
-        "backup_ship", [{"__backup_ship_expected": look} for look in looks], "__backup_ship_expected_files"
-    )
+    sources = [LANDING, dict(LANDING, path="/d/*"), dict(LANDING, address="192.0.2.51"), {"path": "/local/*"}]
+    inputs = [{"__backup_ship_expected": look, "backup_ship_sources": sources} for look in looks]
+    answers = decide_all("backup_ship", inputs, "__backup_ship_expected_files")
     assert [answer["__backup_ship_expected_files"] for answer in answers] == [wanted, wanted, {}]
 
 
@@ -81,18 +94,135 @@ def test_hashes_reach_the_source_that_they_are_of_and_no_other(decide):
     ]
 
 
+def test_two_hosts_behind_one_address_have_clocks_hashes_and_deliveries_of_their_own(decide):
+    """Both deliver the same path; of three sources that nobody manages one is on the host of a managed one."""
+    first, second = dict(LANDING, port=2201), dict(LANDING, port="2202")
+    unnamed = {name: value for name, value in second.items() if name != "name"}
+    sources = [first, second, unnamed, dict(unnamed, port=2203), dict(unnamed, port=22)]
+    backups = [
+        keyed("192.0.2.50", 2201, "/b/x", [dict(ONE, path="x")]),
+        keyed("192.0.2.50", 2202, "/b/x", [dict(ONE, path="x", size=8)]),
+        keyed("192.0.2.50", 2202, "/b/t\u00e4g", TREE),
+        keyed("192.0.2.50", 22, "/b/y", [dict(ONE, path="y")]),
+    ]
+    at = ["[192.0.2.50]:2201", "[192.0.2.50]:2202"]
+    hashed = [{"__backup_ship_host": {"address": one, "name": "landing"}, "hashes": {"/b/x": one}} for one in at]
+    inputs = {
+        "backup_ship_sources": sources,
+        "backup_ship_key_file": "/k",
+        "backup_ship_known_hosts": "/h",
+        "__backup_ship_skews": {at[0]: -30, at[1]: 5},
+        "__backup_ship_hashes": {at[0]: {"/b/x": "0" * 64}},
+        "__backup_ship_expected": {"backups": backups},
+        "__backup_ship_hashed": {"results": hashed},
+    }
+    wanted = ("sources", "managed", "hosts", "expected_files", "found_hashes")
+    found = decide("backup_ship", inputs, *(f"__backup_ship_{name}" for name in wanted))
+    assert [one.get("clock_skew") for one in found["__backup_ship_sources"]] == [-30, 5, 5, None, None]
+    assert [one["host"] for one in found["__backup_ship_sources"]] == ["192.0.2.50"] * 5
+    assert ["hashes" in one for one in found["__backup_ship_sources"]] == [True, False, False, False, False]
+    for name in ("managed", "hosts"):
+        assert [one["address"] for one in found[f"__backup_ship_{name}"]] == at
+    files = found["__backup_ship_expected_files"]
+    assert {end: [(one["path"], one["size"]) for one in there] for end, there in files.items()} == {
+        at[0]: [("/b/x", 7)],
+        at[1]: [("/b/x", 8), ("/b/t\u00e4g/n1/Data.db", 8), ("/b/t\u00e4g/n2/Data.db", 9)],
+        "192.0.2.50": [("/b/y", 7)],
+    }
+    assert found["__backup_ship_found_hashes"] == {one: {"/b/x": one} for one in at}
+
+
+def test_a_directory_of_the_store_is_no_managed_host_whatever_it_is_called(decide):
+    found = decide(
+        "backup_ship",
+        {"backup_ship_sources": [{"name": "landing", "path": "/drop/*"}, dict(LANDING, name="elsewhere")]},
+        "__backup_ship_managed",
+    )
+    assert found["__backup_ship_managed"] == []
+
+
+def clocks(said, before, after):
+    """What sources said, by address."""
+    between = {"member": False, "before": before, "after": after}
+    return [{"address": address, "clock": clock, **between} for address, clock in said.items()]
+
+
+def member(before, clock, after):
+    return {"member": True, "address": "", "before": before, "clock": clock, "after": after}
+
+
 def test_f17_a_clock_is_taken_for_as_far_ahead_as_it_can_be_and_that_of_the_member_for_as_little(decide_all):
     """The store said 100 before a host was asked and 103 afterwards."""
     said = {"in between": "102", "behind": "40", "ahead": "160", "away": "", "odd": "date: command not found"}
-    between = {"before": "100", "after": "103"}
-    sources = [{"address": name, "clock": clock, **between} for name, clock in said.items()]
     cases = [
-        {"__backup_ship_clocks": [{"address": "", "clock": clock, **between}, *sources]} for clock in said.values()
+        {"__backup_ship_clocks": [member("100", clock, "103"), *clocks(said, "100", "103")]} for clock in said.values()
     ]
     found = decide_all("backup_ship", cases, "__backup_ship_measured_skews", "__backup_ship_snapshot_skews")
     for one in found:
         assert one["__backup_ship_measured_skews"] == {"in between": 0, "behind": -60, "ahead": 60}
     assert [one["__backup_ship_snapshot_skews"] for one in found] == [[0], [-63], [57], [], []]
+
+
+def test_a_clock_is_right_within_a_second_of_a_narrow_window_and_in_a_wide_one_off_by_all_of_it(decide_all):
+    """All that is read is cut to whole seconds. The connection may have taken what is between, before or after."""
+    said = {"98": "98", "99": "99", "100": "100", "103": "103", "104": "104", "105": "105"}
+    found = decide_all(
+        "backup_ship",
+        [
+            {"__backup_ship_clocks": [member("100", clock, after), *clocks(said, "100", after)]}
+            for after in ("103", "104")
+            for clock in said.values()
+        ],
+        "__backup_ship_measured_skews",
+        "__backup_ship_snapshot_skews",
+    )
+    narrow, wide = [-2, 0, 0, 0, 0, 5], [-2, -1, 0, 3, 4, 5]
+    for one, skews in zip(found, [narrow] * 6 + [wide] * 6):
+        assert list(one["__backup_ship_measured_skews"].values()) == skews
+    little = [one["__backup_ship_snapshot_skews"] for one in found]
+    assert little == [[-5], [0], [0], [0], [0], [2], [-6], [-5], [-4], [-1], [0], [1]]
+
+
+def test_of_several_readings_of_a_clock_the_narrowest_counts(decide_all):
+    """Ten seconds are fewer than nine as text; where the store's clock was set back meanwhile nothing is known."""
+    readings = [("100", "100", "140"), ("200", "203", "209"), ("300", "303", "310"), ("400", "401", "390")]
+    times = [dict(zip(("before", "clock", "after"), one)) for one in readings]
+    cases = [[*times], [times[0], {**times[1], "clock": ""}], [{**times[0], "clock": ""}], [times[3]]]
+    inputs = [
+        {
+            "__backup_ship_clocks": [
+                {"member": which, "address": "" if which else "a", **one} for one in case for which in (True, False)
+            ]
+        }
+        for case in cases
+    ]
+    found = decide_all("backup_ship", inputs, "__backup_ship_measured_skews", "__backup_ship_snapshot_skews")
+    assert [one["__backup_ship_measured_skews"] for one in found] == [{"a": 3}, {"a": 0}, {}, {}]
+    assert [one["__backup_ship_snapshot_skews"][:1] for one in found] == [[-6], [-40], [], []]
+
+
+def test_who_answered_and_took_long_is_asked_again(decide_all):
+    """By what a host said last: nobody was asked, within 3 s, within 4 s, not at all, while the clock was set back."""
+    told = [None, ("100", "101", "103"), ("100", "101", "104"), ("100", "", "130"), ("100", "101", "90")]
+    inputs = [
+        {
+            "witnesses_member": "dc1-n1",
+            "backup_ship_sources": [LANDING, dict(LANDING, port=2201), {"path": "/local/*"}],
+            "__backup_ship_clocks": []
+            if one is None
+            else [
+                member("0", "0", "40"),
+                member(*one),
+                *clocks({"192.0.2.50": "20"}, "20", "21"),
+                *clocks({"[192.0.2.50]:2201": one[1]}, one[0], one[2]),
+            ],
+        }
+        for one in told
+    ]
+    answers = [one["__backup_ship_unclear"] for one in decide_all("backup_ship", inputs, "__backup_ship_unclear")]
+    asked = [[(one["name"], one["address"]) for one in answer] for answer in answers]
+    slow = [("dc1-n1", ""), ("landing", "[192.0.2.50]:2201")]
+    assert asked == [[slow[0], ("landing", "192.0.2.50"), slow[1]], [], slow, [], slow]
 
 
 HASHED = {"__backup_ship_host": LANDING, "hashes": {"/b/x": "0" * 64}}
