@@ -182,38 +182,35 @@ class Offers:
 
     def _wait_for_units(self, deadline: float) -> dict[int, list[Unit]]:
         """What is asked for of each source; with ``snapshot_started`` set, once one of them has one that is younger."""
-        found: dict[int, list[Unit]] = {}
-        asked = set(range(len(self.request.sources)))
+        found: dict[int, tuple[list[Unit], int | None]] = {}
+        asked = dict(enumerate(self.request.sources))
         while True:
-            for number in sorted(asked):
+            for number, source in list(asked.items()):
                 try:
-                    found[number] = self._over(number, discover)
+                    found[number] = self._over(number, _held)
                 except DsmError as error:
-                    asked.discard(number)
+                    del asked[number]
                     found.pop(number, None)
-                    self.result.reasons.append(tidy(error, self.request.sources[number]))
+                    self.result.reasons.append(tidy(error, source))
             if self.request.snapshot_started is None or not asked or time.monotonic() > deadline:
                 break
-            if [unit for number in found for unit in found[number] if self._fresh(unit, *self._told(number))]:
+            # All are asked about, so that it is known of each when it was seen first.
+            fresh = [self._fresh(unit, source, found[n][1]) for n, source in asked.items() for unit in found[n][0]]
+            if any(fresh):
                 break
             time.sleep(1.0)
         if self.pool is None:
-            places = {number: self.request.sources[number].endpoint.place for number in found}
-            self.result.at_sources = sorted({unit.key(places[number]) for number in found for unit in found[number]})
-        for number, units in found.items():
-            self._note_unused_hashes(self.request.sources[number], units)
-        return {number: self._selected(number, units) for number, units in found.items()}
+            self.result.at_sources = sorted(
+                {unit.key(source.endpoint.place) for number, source in asked.items() for unit in found[number][0]}
+            )
+        for number, source in asked.items():
+            self._note_unused_hashes(source, found[number][0])
+        return {number: self._selected(source, *found[number]) for number, source in asked.items()}
 
-    def _told(self, number: int) -> tuple[Source, int | None]:
-        """A source, and the skew of its clock."""
-        source = self.request.sources[number]
-        return source, _skew(self.sessions[number], source)
-
-    def _selected(self, number: int, units: list[Unit]) -> list[Unit]:
+    def _selected(self, source: Source, units: list[Unit], skew: int | None) -> list[Unit]:
         """All of them, or the newest."""
         if self.request.select == "all":
             return units
-        source, skew = self._told(number)
         dated = [unit for unit in units if not unit.ageless]
         trusted = [unit for unit in dated if not self._not_come_yet(unit, source, skew)] or dated
         if trusted[-1:] != dated[-1:]:
@@ -336,6 +333,11 @@ class Offers:
         self.looked.refuse(job for job in jobs if job.key in doubted)
         jobs[:] = [job for job in jobs if job.key not in doubted]
         return set()
+
+
+def _held(session: Session, source: Source) -> tuple[list[Unit], int | None]:
+    """What a source holds, and the skew of its clock."""
+    return discover(session, source), _skew(session, source)
 
 
 def _skew(session: Session, source: Source) -> int | None:

@@ -15,11 +15,13 @@ import random
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
 
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_text
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import (
     _offers,
@@ -30,7 +32,10 @@ from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer impo
     _sftp,
     _store,
 )
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._discover import Source
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import Session
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._request import stage_request
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import ConnectionLost
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._stage import StageResult, stage
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
 from ansible_collections.kmsops.fortanix_dsm.plugins.modules import backup_ship
@@ -297,6 +302,37 @@ def test_f11_a_link_that_is_cut_while_the_source_is_looked_at(
     lost, looks = 2, 0
     assert site.run(sources=[through(site, link)]).changed
     assert looks == 4, "two that failed, one that did not, and the second look"
+
+
+def test_f11_a_worker_that_is_lost_while_the_clock_of_a_source_is_asked(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a backup that was announced, that is before anything is chosen. It stops no other source."""
+    other = site.source.parent / "other"
+    other.mkdir()
+    delivered(site, "new.bin", 1000).rename(other / "new.bin")
+    delivered(site, "backup.bin", 1000)
+    skew, asked = _offers._skew, 0
+
+    def ask(session: Session, source: Source) -> int | None:
+        nonlocal asked
+        if source.path.startswith(str(site.source)):
+            asked += 1
+            if asked <= lost:
+                raise ConnectionLost("the worker is gone", "CONNECTION_LOST", "")
+        return skew(session, source)
+
+    monkeypatch.setattr(_offers, "_skew", ask)
+    sources = [site.sshd.login(path=f"{site.source}/*"), site.sshd.login(path=f"{other}/*")]
+    announced = {"snapshot_started": utc_text(time.time() - 86_400), "snapshot_clock_skew": 0}
+    lost = 3
+    with pytest.raises(DsmError) as caught:
+        site.run(sources=sources, **announced)
+    assert [reason.code for reason in caught.value.reasons] == ["CONNECTION_LOST"]
+    assert [manifest.source["path"] for manifest in site.published().values()] == [str(other / "new.bin")]
+    lost, asked = 2, 0
+    assert site.run(sources=sources, **announced).changed
+    assert len(site.published()) == 2
 
 
 def test_f11_all_connections_are_lost_when_the_last_byte_is_here(
