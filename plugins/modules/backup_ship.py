@@ -157,11 +157,26 @@ options:
   there_before:
     description:
       - RV(at_sources) of a look in check mode before the snapshot was asked for. What lay there then is not the backup
-        of O(snapshot_started), whatever the clocks say.
-      - Leave it out where a backup that was already running is waited for.
+        of O(snapshot_started), whatever the clocks say; nor is what has the same name now, unless the store has
+        published what had it then. That may be an older delivery that was still being written.
+      - Where nobody could look at a source, nobody knows what is younger there, as where its clock was not read.
+      - Leave it out where a backup that was already running is waited for. Empty means that no source could be looked
+        at.
     type: list
-    elements: str
-    default: []
+    elements: dict
+    suboptions:
+      place:
+        description: As it was returned, empty for a directory of the store itself.
+        type: str
+        required: true
+      path:
+        description: As it was returned.
+        type: str
+        required: true
+      backups:
+        description: As it was returned.
+        type: dict
+        required: true
   identify_argv:
     description:
       - Command of the operator that looks at a backup and prints the fingerprint or the uid of its cluster, as a list
@@ -386,11 +401,22 @@ notes:
   elements: str
 at_sources:
   description:
-    - Identities of what lies at the sources, also of what is refused; for O(there_before). Empty without check mode.
+    - What lies at each source that could be looked at, also what is refused; for O(there_before). Empty without check
+      mode.
     - After a failure the same list is in C(details.at_sources).
   returned: state is published
   type: list
-  elements: str
+  elements: dict
+  contains:
+    place:
+      description: Which host it is, empty for a directory of the store itself.
+      type: str
+    path:
+      description: Path of the source.
+      type: str
+    backups:
+      description: The identity of each backup by its name.
+      type: dict
 """
 
 import typing as t
@@ -439,6 +465,11 @@ def argument_spec() -> dict[str, t.Any]:
         "joined_at": {"type": "str"},
         "member": {"type": "bool", "default": False},
     }
+    before = {
+        "place": {"type": "str", "required": True},
+        "path": {"type": "str", "required": True},
+        "backups": {"type": "dict", "required": True},
+    }
     push = {
         "host": {"type": "str", "required": True},
         "user": {"type": "str", "required": True},
@@ -454,7 +485,7 @@ def argument_spec() -> dict[str, t.Any]:
         "sealed_for": {"type": "list", "elements": "dict", "default": [], "options": sealed},
         "snapshot_started": {"type": "str"},
         "snapshot_clock_skew": {"type": "int"},
-        "there_before": {"type": "list", "elements": "str", "default": []},
+        "there_before": {"type": "list", "elements": "dict", "options": before},
         "identify_argv": {"type": "list", "elements": "str"},
         "select": {"type": "str", "choices": ["all", "newest"], "default": "all"},
         "quiet": {"type": "float", "default": 60},

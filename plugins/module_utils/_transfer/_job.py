@@ -41,8 +41,9 @@ class ShipRequest:
     snapshot_started: str | None = None
     #: seconds by which the clock that told it is ahead of ours; None: nobody measured it
     snapshot_skew: int | None = None
-    #: identities of what lay at the sources before that snapshot was asked for
-    there_before: frozenset[str] = frozenset()
+    #: what lay at the sources before that snapshot was asked for: by place and path of each that could be looked at,
+    #: the identity of each backup by its name; None: nobody was to look
+    there_before: t.Mapping[tuple[str, str], t.Mapping[str, str]] | None = None
     select: str = "all"
     quiet: float = 60.0
     patience: float = 300.0
@@ -67,8 +68,9 @@ class ShipResult:
     reasons: list[Reason] = field(default_factory=list)
     accepted: list[Reason] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    #: identities of what lies at the sources; in check mode only
-    at_sources: list[str] = field(default_factory=list)
+    #: of each source that could be looked at its place and path, and the identities of what lies there by name; in
+    #: check mode only
+    at_sources: list[dict[str, t.Any]] = field(default_factory=list)
     changed: bool = False
 
     def returns(self) -> dict[str, t.Any]:

@@ -13,11 +13,10 @@ import random
 import time
 import typing as t
 
-from .._core.clocks import MAX_SKEW, not_come_yet, written_since
 from .._core.manifest import Manifest
-from .._core.strict import utc_seconds
 from .._errors import DsmError, Reason
 from ._changed import changed
+from ._claims import Claims, Offered
 from ._discover import LOOK_AGAIN, Source, Unit, discover, settle, tidy
 from ._endpoint import Session
 from ._job import Job, Looked, ShipRequest, ShipResult
@@ -52,9 +51,8 @@ class Offers:
         #: identities of what never comes (again)
         self.gone = gone
         self.looked = Looked()
+        self.claims = Claims(request, result, known, self.looked)
         self.sessions: dict[int, Session] = {}
-        #: by our clock (s), by identity
-        self._first_seen: dict[str, float] = {}
 
     def close(self) -> None:
         """End all connections."""
@@ -87,8 +85,7 @@ class Offers:
             )
         jobs = self._merged(jobs)
         jobs.sort(key=lambda job: (job.unit.newest, job.unit.name))
-        self._claim(jobs)
-        return jobs
+        return self.claims.give(jobs)
 
     def unchanged(self, job: Job) -> None:
         """Look at the source again: what was pulled must still be what is there (F12)."""
@@ -107,20 +104,23 @@ class Offers:
     def _merged(self, jobs: t.Iterable[Job]) -> list[Job]:
         """What two sources name is one backup, and would count as two copies; the hashes of both hold for it."""
         merged: dict[str, Job] = {}
+        contradicted: dict[str, str] = {}
         for job in jobs:
             first = merged.setdefault(job.key, job)
+            # As far ahead as it can be, which makes nothing younger than it is.
+            first.skew = max((skew for skew in (first.skew, job.skew) if skew is not None), default=None)
             for path, sha256 in job.hashes.items():
                 if first.hashes.setdefault(path, sha256) != sha256:
-                    del merged[job.key]
-                    self.looked.refuse([job])
-                    self.result.reasons.append(
-                        Reason(
-                            "SOURCE_HASH",
-                            f"Two sources give different hashes for {path}.",
-                            "Hash it at the source again, and correct sources.",
-                        )
-                    )
-                    break
+                    contradicted.setdefault(job.key, path)
+        for key, path in contradicted.items():
+            self.looked.refuse([merged.pop(key)])
+            self.result.reasons.append(
+                Reason(
+                    "SOURCE_HASH",
+                    f"Two sources give different hashes for {path}.",
+                    "Hash it at the source again, and correct sources.",
+                )
+            )
         return list(merged.values())
 
     def _over(self, number: int, act: t.Callable[[Session, Source], _Answer]) -> _Answer:
@@ -160,26 +160,6 @@ class Offers:
             note = f"{len(unused)} hashes given for {source.label} belong to no file of a backup there: {unused[0]}."
             self.result.notes.append(note)
 
-    def _fresh(self, unit: Unit, source: Source, skew: int | None) -> bool:
-        """Whether all of a unit was written after the snapshot that was announced had started."""
-        started, told_by = self.request.snapshot_started, self.request.snapshot_skew
-        key = unit.key(source.endpoint.place)
-        if started is None or not unit.items or key in self.request.there_before:
-            return False
-        if self._not_come_yet(unit, source, skew):
-            return False
-        # The clock of its source may have been set since it came.
-        known = self.known.get(key)
-        return written_since(unit.oldest, known.source["clock_skew"] if known else skew, started, told_by)
-
-    def _not_come_yet(self, unit: Unit, source: Source, skew: int | None) -> bool:
-        """Whether the time of a unit says nothing, because it had not come when the unit was first seen."""
-        key = unit.key(source.endpoint.place)
-        known = self.known.get(key)
-        if known is None:
-            return not_come_yet(unit.newest, skew, self._first_seen.setdefault(key, time.time()))
-        return not_come_yet(unit.newest, known.source["clock_skew"], utc_seconds(known.published_at))
-
     def _wait_for_units(self, deadline: float) -> dict[int, list[Unit]]:
         """What is asked for of each source; with ``snapshot_started`` set, once one of them has one that is younger."""
         found: dict[int, tuple[list[Unit], int | None]] = {}
@@ -194,25 +174,49 @@ class Offers:
                     self.result.reasons.append(tidy(error, source))
             if self.request.snapshot_started is None or not asked or time.monotonic() > deadline:
                 break
-            # All are asked about, so that it is known of each when it was seen first.
-            fresh = [self._fresh(unit, source, found[n][1]) for n, source in asked.items() for unit in found[n][0]]
-            if any(fresh):
+            if self._has_come(
+                [Offered(unit, source, found[n][1]) for n, source in asked.items() for unit in found[n][0]],
+                any(self.claims.sure(source, found[n][1]) for n, source in asked.items()),
+            ):
                 break
             time.sleep(1.0)
         if self.pool is None:
-            self.result.at_sources = sorted(
-                {unit.key(source.endpoint.place) for number, source in asked.items() for unit in found[number][0]}
-            )
+            self.result.at_sources = [
+                {
+                    "place": source.endpoint.place,
+                    "path": source.path,
+                    "backups": {unit.name: unit.key(source.endpoint.place) for unit in found[number][0]},
+                }
+                for number, source in asked.items()
+            ]
         for number, source in asked.items():
             self._note_unused_hashes(source, found[number][0])
         return {number: self._selected(source, *found[number]) for number, source in asked.items()}
+
+    def _has_come(self, offered: t.Iterable[Offered], one_is_sure: bool) -> bool:
+        """Whether what is waited for is there: published, or such that nothing better may come.
+
+        What is refused may still be mended, as where a part is missing, and another one may come.
+        """
+        # All are asked about, so that it is known of each when it was seen first.
+        fresh = [one for one in offered if self.claims.fresh(one)]
+        return any(
+            one.key in self.known
+            or (
+                one.key not in self.gone
+                and not self.claims.doubtful(one)
+                and (self.claims.sure(one.source, one.skew) or not one_is_sure)
+                and not self._judged(one.source, one.unit)[0]
+            )
+            for one in fresh
+        )
 
     def _selected(self, source: Source, units: list[Unit], skew: int | None) -> list[Unit]:
         """All of them, or the newest."""
         if self.request.select == "all":
             return units
         dated = [unit for unit in units if not unit.ageless]
-        trusted = [unit for unit in dated if not self._not_come_yet(unit, source, skew)] or dated
+        trusted = [unit for unit in dated if not self.claims.not_come_yet(Offered(unit, source, skew))] or dated
         if trusted[-1:] != dated[-1:]:
             self.result.notes.append(
                 f"{dated[-1].name} at {source.label} has a time that has not come yet: it does not count as the newest."
@@ -248,6 +252,15 @@ class Offers:
 
     def _refuse(self, source: Source, unit: Unit) -> list[str] | None:
         """Note why a unit is refused; else the codes of the soft reasons that were accepted."""
+        standing, accepted = self._judged(source, unit)
+        if standing:
+            self.looked.refused.add((source.endpoint.place, unit.name))
+        self.result.reasons.extend(standing)
+        self.result.accepted.extend(accepted)
+        return None if standing else sorted({reason.code for reason in accepted})
+
+    def _judged(self, source: Source, unit: Unit) -> tuple[list[Reason], list[Reason]]:
+        """Why a unit is refused, and what else spoke against it and was accepted."""
         reasons = list(unit.reasons)
         members = len(self.request.cluster.members)
         if source.layout == "per_node" and members and unit.parts < members:
@@ -260,79 +273,7 @@ class Offers:
                 )
             )
         standing = [reason for reason in reasons if reason.hard or reason.code not in self.request.accept]
-        if standing:
-            self.looked.refused.add((source.endpoint.place, unit.name))
-        self.result.reasons.extend(standing)
-        accepted = [reason for reason in reasons if reason not in standing]
-        self.result.accepted.extend(accepted)
-        return None if standing else sorted({reason.code for reason in accepted})
-
-    def _claim(self, jobs: list[Job]) -> None:
-        """Give ``snapshot_started`` to the backup that it is about: the youngest that was written after it.
-
-        A later one would have started later, so the claim stays true for it as "not before".
-        """
-        started = self.request.snapshot_started
-        if started is None:
-            return
-        doubted = self._doubted(jobs, started)
-        fresh = [job for job in jobs if self._fresh(job.unit, job.source, job.skew)]
-        if not fresh and not self.result.reasons:
-            self.result.reasons.append(
-                Reason(
-                    "NO_NEW_BACKUP",
-                    f"Nothing that was delivered is younger than the snapshot of {started} "
-                    f"(waited {self.request.patience:g} s).",
-                    "The backup job said that it started and delivered nothing: look at its log, and at the disk "
-                    "and the credentials of the place it delivers to. A large cluster may need more patience.",
-                )
-            )
-        new = [job for job in fresh if job.key not in self.known]
-        if not new:
-            return
-        job = ([job for job in new if job.skew is not None] or new)[-1]
-        unread = [job.source.endpoint.label] if job.skew is None else []
-        unread += ["the member that told it"] if self.request.snapshot_skew is None else []
-        if unread and "CLOCK_SKEW" not in self.request.accept:
-            # An old delivery of another clock must not become golden; nor is that a reason to leave a new one there.
-            self.result.notes.append(
-                f"The clock of {' and of '.join(unread)} was not read, so nobody knows whether {job.unit.name} is "
-                f"younger than {started}: it is not recorded when its snapshot started. Give clock_skew of that source "
-                "and snapshot_clock_skew; or accept CLOCK_SKEW, then that start counts as attested."
-            )
-            return
-        job.snapshot_started = started
-        job.snapshot_source = "attested" if unread or job.key in doubted else "observed"
-
-    def _doubted(self, jobs: list[Job], started: str) -> set[str]:
-        """New backups of clocks too far apart to be compared; leaves those out unless that is accepted."""
-        told_by = self.request.snapshot_skew
-        ahead = utc_seconds(started) - time.time()
-        apart = {"the cluster": round(ahead)} if ahead > MAX_SKEW else {}
-        if told_by is not None and abs(told_by) > MAX_SKEW:
-            apart = {"the cluster": told_by}
-        doubted = {job.key for job in jobs if apart and job.key not in self.known}
-        for job in jobs:
-            if job.key not in self.known and abs(job.skew or 0) > MAX_SKEW:
-                apart[job.source.endpoint.label] = job.skew or 0
-                doubted.add(job.key)
-        reasons = [
-            Reason(
-                "CLOCK_SKEW",
-                f"The clocks of the store and {whose} are {abs(seconds)} s apart, so it cannot be told which backup is "
-                f"younger than {started}.",
-                "Repair time synchronisation; or accept CLOCK_SKEW, then the start of the snapshot counts as attested.",
-                hard=False,
-            )
-            for whose, seconds in apart.items()
-        ]
-        if "CLOCK_SKEW" in self.request.accept:
-            self.result.accepted.extend(reasons)
-            return doubted
-        self.result.reasons.extend(reasons)
-        self.looked.refuse(job for job in jobs if job.key in doubted)
-        jobs[:] = [job for job in jobs if job.key not in doubted]
-        return set()
+        return standing, [reason for reason in reasons if reason not in standing]
 
 
 def _held(session: Session, source: Source) -> tuple[list[Unit], int | None]:

@@ -84,7 +84,7 @@ def ship_request(
         ),
         snapshot_started=started,
         snapshot_skew=options.get("snapshot_clock_skew"),
-        there_before=frozenset(options["there_before"]),
+        there_before=_there_before(options.get("there_before")),
         select=options["select"],
         quiet=options["quiet"],
         patience=options["patience"],
@@ -127,6 +127,15 @@ def endpoint(source: Options, options: Options) -> Endpoint:
 
 def _resolved(source: Options, path: str) -> str:
     return path if source.get("host") else without_links(source["path"], path)
+
+
+def _there_before(looks: t.Sequence[Options] | None) -> dict[tuple[str, str], dict[str, str]] | None:
+    if looks is None:
+        return None
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for look in looks:
+        found.setdefault((look["place"], look["path"]), {}).update(look["backups"])
+    return found
 
 
 def _hashes(source: Options) -> dict[str, str]:

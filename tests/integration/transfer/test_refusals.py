@@ -884,7 +884,7 @@ def test_f17_what_lay_there_before_a_backup_was_asked_for_is_not_that_backup(sit
     """Whatever its time says."""
     site.deliver("old.tar.gz", age=0)
     look = site.ship(check=True, quiet=0, patience=0)
-    assert not look.failed and len(look.at_sources) == 1, look.output
+    assert not look.failed and len(look.at_sources[0]["backups"]) == 1, look.output
     started = utc_text(time.time() - 60)
     seen = {"there_before": look.at_sources}
     assert "NO_NEW_BACKUP" in all_codes(site, snapshot_started=started, patience=1, **seen)
@@ -898,7 +898,135 @@ def test_what_a_look_refuses_is_told_as_there(site: Site) -> None:
     (site.source / "empty").touch()
     site.deliver("old.tar.gz", age=0)
     look = site.ship(check=True, quiet=60, patience=0)
-    assert look.failed and len(look.details["at_sources"]) == 2, look.output
+    assert look.failed and len(look.details["at_sources"][0]["backups"]) == 2, look.output
+
+
+def look_before(site: Site, **changes: Any) -> Any:
+    """What role backup_ship keeps before it asks for a backup."""
+    look = site.ship(check=True, quiet=0, patience=0, **changes)
+    return look.details["at_sources"] if look.failed else look.at_sources
+
+
+@pytest.mark.parametrize("accept", [[], ["CLOCK_SKEW"]])
+def test_f17_what_was_half_written_before_a_backup_was_asked_for_is_not_that_backup(
+    site: Site, accept: list[str]
+) -> None:
+    path = site.deliver("old.tar.gz", age=0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    before = look_before(site)
+    started = utc_text(time.time() - 1)
+    path.write_bytes(whole)
+    result = site.run(snapshot_started=started, patience=2, there_before=before, accept=accept)
+    assert told(site) == {"old.tar.gz": (None, "unknown")}
+    assert any("was there before the snapshot" in note for note in result.notes), result.notes
+
+
+def test_f17_what_was_half_written_before_is_not_waited_for(site: Site) -> None:
+    path = site.deliver("old.tar.gz", age=0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    before = look_before(site)
+    started = utc_text(time.time() - 1)
+    path.write_bytes(whole)
+    late = threading.Timer(3, site.deliver, ("new.tar.gz",), {"age": 0})
+    late.start()
+    site.run(snapshot_started=started, patience=PATIENCE, there_before=before)
+    late.join()
+    assert told(site) == {"old.tar.gz": (None, "unknown"), "new.tar.gz": (started, "observed")}
+
+
+def test_f17_of_several_new_backups_the_youngest_is_not_older_than_what_was_announced(site: Site) -> None:
+    started = utc_text(time.time() - 60)
+    site.deliver("first.tar.gz", age=40)
+    site.deliver("second.tar.gz", age=20)
+    site.run(snapshot_started=started)
+    assert told(site) == {"first.tar.gz": (None, "unknown"), "second.tar.gz": (started, "observed")}
+
+
+def test_f17_a_name_that_is_used_again_is_a_new_backup_where_the_one_before_was_shipped(site: Site) -> None:
+    site.deliver("backup.tar.gz", age=0)
+    site.run()
+    before = look_before(site)
+    site.deliver("backup.tar.gz", age=-2)
+    started = utc_text(time.time())
+    site.run(snapshot_started=started, patience=PATIENCE, there_before=before)
+    assert [one.snapshot_source for one in site.published().values()] == ["unknown", "observed"]
+
+
+def test_f17_one_file_that_lay_there_before_makes_a_backup_of_several_no_new_one(site: Site) -> None:
+    """Whatever its time says."""
+    together = [site.sshd.login(path=f"{site.source}/*", layout="together")]
+    site.deliver("a.tar.gz", age=0)
+    site.deliver("b.tar.gz", age=0)
+    site.run(sources=together)
+    before = look_before(site, sources=together)
+    site.deliver("b.tar.gz", age=0, size=200_000)
+    started = utc_text(time.time() - 60)
+    codes = all_codes(site, sources=together, snapshot_started=started, patience=1, there_before=before)
+    assert "NO_NEW_BACKUP" in codes
+    assert [one.snapshot_source for one in site.published().values()] == ["unknown", "unknown"]
+
+
+@pytest.mark.parametrize(("accept", "source"), [([], "unknown"), (["CLOCK_SKEW"], "attested")])
+def test_f17_where_nobody_could_look_before_nobody_has_observed_when_a_snapshot_started(
+    site: Site, accept: list[str], source: str
+) -> None:
+    site.deliver("old.tar.gz", age=0)
+    away = site.source.parent / "away"
+    site.source.rename(away)
+    before = look_before(site)
+    assert before == []
+    away.rename(site.source)
+    started = utc_text(time.time() - 60)
+    result = site.run(snapshot_started=started, patience=2, there_before=before, accept=accept)
+    assert told(site) == {"old.tar.gz": (None if source == "unknown" else started, source)}
+    assert any("nobody could look" in note for note in result.notes) == (source == "unknown"), result.notes
+
+
+def test_f17_a_source_that_could_not_be_looked_at_is_not_waited_for_by_the_one_that_could(site: Site) -> None:
+    """Both bring something new, the one that nobody could look at before is first."""
+    other = site.source.parent / "other"
+    other.mkdir()
+    sources = [site.sshd.login(path=f"{path}/*") for path in (other, site.source)]
+    before = look_before(site, sources=sources[1:])
+    started = utc_text(time.time() - 60)
+    site.deliver("unseen.tar.gz", age=0).rename(other / "unseen.tar.gz")
+    late = threading.Timer(3, site.deliver, ("new.tar.gz",), {"age": 0})
+    late.start()
+    site.run(sources=sources, snapshot_started=started, patience=PATIENCE, there_before=before)
+    late.join()
+    assert told(site) == {"unseen.tar.gz": (None, "unknown"), "new.tar.gz": (started, "observed")}
+
+
+def test_f17_a_backup_of_which_a_part_is_still_missing_is_waited_for(site: Site) -> None:
+    source = [site.sshd.login(path=f"{site.source}/run-1/*", layout="per_node")]
+    run = site.source / "run-1"
+    run.mkdir()
+    started = utc_text(time.time() - 60)
+    site.deliver("n1.tar.gz", age=0).rename(run / "n1.tar.gz")
+
+    def rest() -> None:
+        for name in ("n2.tar.gz", "n3.tar.gz"):
+            site.deliver(name, age=0).rename(run / name)
+
+    late = threading.Timer(3, rest)
+    late.start()
+    site.run(sources=source, snapshot_started=started, patience=PATIENCE)
+    late.join()
+    ((_id, one),) = site.published().items()
+    assert (one.snapshot_started, len(one.files)) == (started, 3)
+
+
+def test_f17_of_two_clocks_told_for_one_source_the_one_that_makes_nothing_younger_counts(
+    site: Site, own_server: Callable[..., Sshd]
+) -> None:
+    sshd = own_server("ForceCommand internal-sftp -R")
+    site.deliver("old.tar.gz", age=0)
+    sources = [sshd.login(path=f"{site.source}/*", **told) for told in ({}, {"clock_skew": 0}, {"clock_skew": 200})]
+    codes = all_codes(site, sources=sources, snapshot_started=utc_text(time.time() - 60), patience=1)
+    assert "NO_NEW_BACKUP" in codes
+    assert [one.source["clock_skew"] for one in site.published().values()] == [200]
 
 
 def test_a_source_without_news_costs_the_next_one_nothing(site: Site, own_server: Callable[..., Sshd]) -> None:

@@ -59,6 +59,21 @@ def test_what_is_new_is_hashed_at_the_path_that_it_has_there(decide_all):
     assert [answer["__backup_ship_expected_files"] for answer in answers] == [wanted, wanted, {}]
 
 
+def test_a_look_that_saw_nothing_is_another_one_than_none_at_all(decide_all):
+    seen = [{"place": "192.0.2.50", "path": "/b/*", "backups": {"/b/x": "0" * 64}}]
+    cases = [
+        ({}, {}, []),
+        ({"at_sources": seen}, {"attached": True}, []),
+        ({"at_sources": seen}, {"attached": False}, [seen]),
+        ({"failed": True, "details": {"at_sources": seen}}, {}, [seen]),
+        ({"failed": True, "details": {"at_sources": []}}, {}, [[]]),
+        ({"failed": True, "msg": "broken"}, {}, [[]]),
+    ]
+    inputs = [{"__backup_ship_look": look, "__backup_ship_started": started} for look, started, _wanted in cases]
+    found = decide_all("backup_ship", inputs, "__backup_ship_looks_before")
+    assert [one["__backup_ship_looks_before"] for one in found] == [wanted for _look, _started, wanted in cases]
+
+
 def test_what_came_is_verified_also_where_the_module_refused_something(decide_all):
     came = {"id": "2", "already": False, "published": True}
     backups = [{"id": "1", "already": True, "published": True}, came, {"id": "3", "already": False, "published": False}]
