@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import time
 
 from many_backups import Filler
 
@@ -72,6 +73,19 @@ def test_a_look_that_saw_nothing_is_another_one_than_none_at_all(decide_all):
     inputs = [{"__backup_ship_look": look, "__backup_ship_started": started} for look, started, _wanted in cases]
     found = decide_all("backup_ship", inputs, "__backup_ship_looks_before")
     assert [one["__backup_ship_looks_before"] for one in found] == [wanted for _look, _started, wanted in cases]
+
+
+def test_what_one_look_waited_for_the_next_one_does_not_wait_for_as_long_again(decide_all):
+    now = time.time()
+    cases = [(3600, 60, 0, 3600), (3600, 60, 5000, 120), (20, 60, 5000, 20), (3600, 60, 1000, 2600)]
+    inputs = [
+        {"backup_ship_wait": wait, "backup_ship_quiet": quiet, "__backup_ship_waiting_since": str(now - gone)}
+        for wait, quiet, gone, _wanted in cases
+    ]
+    found = decide_all("backup_ship", inputs, "__backup_ship_patience")
+    for one, (wait, quiet, _gone, wanted) in zip(found, cases, strict=True):
+        # So long Ansible takes to start, on a machine of any speed.
+        assert min(wait, max(wanted - (time.time() - now) - 1, quiet + 60)) <= one["__backup_ship_patience"] <= wanted
 
 
 def test_what_came_is_verified_also_where_the_module_refused_something(decide_all):
