@@ -146,7 +146,9 @@ options:
   snapshot_started:
     description:
       - When the snapshot started that is to be shipped (UTC), from M(kmsops.fortanix_dsm.backup_run).
-      - With it a delivery that is younger is waited for, and it is an error if none comes.
+      - With it a delivery that is younger is waited for, and it is an error if none comes. Where nobody can tell
+        whether what came is younger, it is shipped, its manifest does not say when its snapshot started, and a note
+        says why.
     type: str
   snapshot_clock_skew:
     description:
@@ -158,7 +160,8 @@ options:
     description:
       - RV(at_sources) of a look in check mode before the snapshot was asked for. What lay there then is not the backup
         of O(snapshot_started), whatever the clocks say; nor is what has the same name now, unless the store has
-        published what had it then. That may be an older delivery that was still being written.
+        published what had it then. That may be an older delivery that was still being written. One that is written
+        under another name and then renamed is not recognised.
       - Where nobody could look at a source, nobody knows what is younger there, as where its clock was not read.
       - Leave it out where a backup that was already running is waited for. Empty means that no source could be looked
         at.
@@ -177,6 +180,12 @@ options:
         description: As it was returned.
         type: dict
         required: true
+  ahead_of_time:
+    description:
+      - RV(ahead_of_time) of an earlier look in check mode. The times of these say nothing, also when they have come.
+    type: list
+    elements: str
+    default: []
   identify_argv:
     description:
       - Command of the operator that looks at a backup and prints the fingerprint or the uid of its cluster, as a list
@@ -417,6 +426,13 @@ at_sources:
     backups:
       description: The identity of each backup by its name.
       type: dict
+ahead_of_time:
+  description:
+    - Identities of those of them whose time has not come yet, by the clock of the store and what is known of that of
+      the source. After a failure the same list is in C(details.ahead_of_time).
+  returned: state is published
+  type: list
+  elements: str
 """
 
 import typing as t
@@ -486,6 +502,7 @@ def argument_spec() -> dict[str, t.Any]:
         "snapshot_started": {"type": "str"},
         "snapshot_clock_skew": {"type": "int"},
         "there_before": {"type": "list", "elements": "dict", "options": before},
+        "ahead_of_time": {"type": "list", "elements": "str", "default": []},
         "identify_argv": {"type": "list", "elements": "str"},
         "select": {"type": "str", "choices": ["all", "newest"], "default": "all"},
         "quiet": {"type": "float", "default": 60},

@@ -11,20 +11,38 @@ from __future__ import annotations
 import time
 import typing as t
 
-from .._core.clocks import MAX_SKEW, not_come_yet, written_since
-from .._core.manifest import Manifest
+from .._core import clocks
 from .._core.strict import utc_seconds
 from .._errors import Reason
 from ._discover import Source, Unit
-from ._job import Job, Looked, ShipRequest, ShipResult
+from ._job import Job, Looked, Past, ShipRequest, ShipResult
+
+
+class Delivery(t.Protocol):
+    """What a source offers, as it was seen last."""
+
+    @property
+    def unit(self) -> Unit:
+        """What it is."""
+
+    @property
+    def source(self) -> Source:
+        """Where it is."""
+
+    @property
+    def skew(self) -> int | None:
+        """Seconds by which the clock of the source is ahead of ours; None: nobody knows."""
+
+    @property
+    def key(self) -> str:
+        """Identity of exactly these bytes at that place."""
 
 
 class Offered(t.NamedTuple):
-    """A delivery as it is seen at a source."""
+    """A delivery that nobody has decided to bring."""
 
     unit: Unit
     source: Source
-    #: seconds by which the clock of the source is ahead of ours; None: nobody knows
     skew: int | None
 
     @property
@@ -36,48 +54,52 @@ class Offered(t.NamedTuple):
 class Claims:
     """What ``snapshot_started`` is true for, by the clocks and by what lay at the sources before."""
 
-    def __init__(
-        self, request: ShipRequest, result: ShipResult, known: t.Mapping[str, Manifest], looked: Looked
-    ) -> None:
+    def __init__(self, request: ShipRequest, result: ShipResult, past: Past, looked: Looked) -> None:
         self.request = request
         self.result = result
-        #: what is published, by the identity of its source
-        self.known = known
+        self.past = past
         self.looked = looked
         #: by our clock (s), by identity
         self._first_seen: dict[str, float] = {}
+        self._at_any_clock = "CLOCK_SKEW" in request.accept
+        #: by place and name, the identities of what lay there before
+        self._before: dict[str, dict[str, set[str]]] = {}
+        for (place, _path), names in (request.there_before or {}).items():
+            for name, identities in names.items():
+                self._before.setdefault(place, {}).setdefault(name, set()).update(identities)
 
-    def not_come_yet(self, offered: Offered) -> bool:
-        """Whether the time of a delivery says nothing, because it had not come when it was first seen."""
-        newest, key = offered.unit.newest, offered.key
-        known = self.known.get(key)
+    def ahead_of_time(self, one: Delivery) -> bool:
+        """Whether its time says nothing, because it had not come when the delivery was first seen."""
+        if one.key in self.request.ahead_of_time:
+            return True
+        known = self.past.known.get(one.key)
         if known is None:
-            return not_come_yet(newest, offered.skew, self._first_seen.setdefault(key, time.time()))
-        return not_come_yet(newest, known.source["clock_skew"], utc_seconds(known.published_at))
+            seen = self._first_seen.setdefault(one.key, time.time())
+            return clocks.not_come_yet(one.unit.newest, one.skew, seen)
+        return clocks.not_come_yet(one.unit.newest, known.source["clock_skew"], utc_seconds(known.published_at))
 
-    def fresh(self, offered: Offered) -> bool:
+    def fresh(self, one: Delivery) -> bool:
         """Whether all of it was written after the snapshot that was announced had started."""
         started, told_by = self.request.snapshot_started, self.request.snapshot_skew
-        if started is None or not offered.unit.items or self._lay_there(offered) or self.not_come_yet(offered):
+        if started is None or not one.unit.items or self._lay_there(one) or self.ahead_of_time(one):
             return False
         # The clock of its source may have been set since it came.
-        known = self.known.get(offered.key)
-        return written_since(
-            offered.unit.oldest, known.source["clock_skew"] if known else offered.skew, started, told_by
+        known = self.past.known.get(one.key)
+        return clocks.written_since(
+            one.unit.oldest, known.source["clock_skew"] if known else one.skew, started, told_by
         )
 
-    def sure(self, source: Source, skew: int | None) -> bool:
-        """Whether nothing better can come from elsewhere: what is younger there is known, or all is accepted."""
-        apart = skew is None or abs(skew) > MAX_SKEW
-        return "CLOCK_SKEW" in self.request.accept or not (apart or self._unseen(source))
-
-    def doubtful(self, offered: Offered) -> bool:
+    def doubtful(self, one: Delivery) -> bool:
         """Whether it may be a delivery that was being written before the snapshot was asked for, written on.
 
         A name that is used again is no such one: what had it was complete, since it was published.
         """
-        before = self._before(offered)
-        return before is not None and before not in self.known
+        return any(not self.past.complete(identity) for identity in self._named_before(one))
+
+    def sure(self, source: Source, skew: int | None) -> bool:
+        """Whether nothing better can come from elsewhere: what is younger there is known, or all is accepted."""
+        too_far_apart = abs(skew or 0) > clocks.MAX_SKEW
+        return self._at_any_clock or not (too_far_apart or self._unknown_of(source, skew))
 
     def give(self, jobs: list[Job]) -> list[Job]:
         """Give ``snapshot_started`` to the backup that it is about: the youngest that was written after it.
@@ -89,11 +111,12 @@ class Claims:
         if started is None:
             return jobs
         too_far_apart = self._too_far_apart(jobs, started)
-        if "CLOCK_SKEW" not in self.request.accept:
+        if not self._at_any_clock:
             self.looked.refuse(job for job in jobs if job.key in too_far_apart)
             jobs = [job for job in jobs if job.key not in too_far_apart]
-        fresh = [job for job in jobs if self.fresh(_offered(job))]
-        if not fresh and not self.result.reasons:
+        fresh = [job for job in jobs if self.fresh(job)]
+        new = [job for job in fresh if job.key not in self.past.known]
+        if not new and all(map(self.doubtful, fresh)) and not self.result.reasons:
             self.result.reasons.append(
                 Reason(
                     "NO_NEW_BACKUP",
@@ -103,23 +126,23 @@ class Claims:
                     "and the credentials of the place it delivers to. A large cluster may need more patience.",
                 )
             )
-        new = [job for job in fresh if job.key not in self.known]
         if new:
             # The surest of them, and of those the youngest.
-            surest = min(map(self._doubts, new))
-            self._claim([job for job in new if self._doubts(job) == surest][-1], started, too_far_apart)
+            doubts = {id(job): (self.doubtful(job), len(self._unsure(job)), job.key in too_far_apart) for job in new}
+            surest = min(doubts.values())
+            self._claim([job for job in new if doubts[id(job)] == surest][-1], started, too_far_apart)
         return jobs
 
     def _claim(self, job: Job, started: str, too_far_apart: t.Container[str]) -> None:
-        if self.doubtful(_offered(job)):
+        if self.doubtful(job):
             self.result.notes.append(
-                f"{job.unit.name} was there before the snapshot of {started} was asked for, and was never shipped as "
-                "it was then. It may have been written on since, so it is not recorded when its snapshot started. Take "
-                "another backup; ship what is there before."
+                f"{job.unit.name} was there before the snapshot of {started} was asked for, and was not shipped as it "
+                "was then. It may have been written on since, so it is not recorded when its snapshot started. Ship "
+                "what is there, then take another backup."
             )
             return
         unsure = self._unsure(job)
-        if unsure and "CLOCK_SKEW" not in self.request.accept:
+        if unsure and not self._at_any_clock:
             # An old delivery must not become golden; nor is that a reason to leave a new one there.
             self.result.notes.append(
                 f"Nobody knows whether {job.unit.name} is younger than {started}, because {' and '.join(unsure)}: "
@@ -129,52 +152,54 @@ class Claims:
             return
         job.snapshot_started = started
         job.snapshot_source = "attested" if unsure or job.key in too_far_apart else "observed"
+        came = self.past.came
+        job.had_its_name = [came[identity] for identity in sorted(self._named_before(job)) if identity in came]
 
-    def _doubts(self, job: Job) -> tuple[bool, int]:
-        return self.doubtful(_offered(job)), len(self._unsure(job))
+    def _unsure(self, one: Delivery) -> list[str]:
+        """Why nobody can tell whether it is younger than what was announced."""
+        nobody = ["the clock of the member that told it was not read"] if self.request.snapshot_skew is None else []
+        return self._unknown_of(one.source, one.skew) + nobody
 
-    def _unsure(self, job: Job) -> list[str]:
-        """Why nobody can tell what is younger at its source."""
-        found = []
-        if job.skew is None:
-            found.append(f"the clock of {job.source.endpoint.label} was not read")
-        if self.request.snapshot_skew is None:
-            found.append("the clock of the member that told it was not read")
-        if self._unseen(job.source):
-            found.append(f"nobody could look at {job.source.label} before (there_before)")
+    def _unknown_of(self, source: Source, skew: int | None) -> list[str]:
+        """Why nobody can tell what is younger at a source."""
+        found = [f"the clock of {source.endpoint.label} was not read"] if skew is None else []
+        before = self.request.there_before
+        if before is not None and (source.endpoint.place, source.path) not in before:
+            found.append(f"nobody could look at {source.label} before (there_before)")
         return found
 
-    def _unseen(self, source: Source) -> bool:
-        """Whether somebody was to look at a source before the snapshot was asked for, and could not."""
-        before = self.request.there_before
-        return before is not None and (source.endpoint.place, source.path) not in before
+    def _named_before(self, one: Delivery) -> set[str]:
+        """Identities of what had this name, or was a directory above it that could not be looked into, before."""
+        names = self._before.get(one.source.endpoint.place)
+        if not names:
+            return set()
+        parts = one.unit.shown_name.split("/")
+        above = ("/".join(parts[: count + 1]) for count in range(len(parts)))
+        return set().union(*(names.get(name, ()) for name in above))
 
-    def _before(self, offered: Offered) -> str | None:
-        """Identity of what had this name before the snapshot was asked for; None: nothing that is known of."""
-        place = offered.source.endpoint.place
-        for (at, _path), names in (self.request.there_before or {}).items():
-            if at == place and offered.unit.name in names:
-                return names[offered.unit.name]
-        return None
-
-    def _lay_there(self, offered: Offered) -> bool:
+    def _lay_there(self, one: Delivery) -> bool:
         """Whether it, or one of its files, lay there before the snapshot was asked for."""
-        before = self._before(offered)
-        known = self.known.get(before or "")
-        then = {(file.path, file.size, file.mtime) for file in known.files} if known else set()
-        now = {(item.path, item.attributes.size, item.attributes.mtime) for item in offered.unit.items}
-        return before == offered.key or bool(then & now)
+        before = self._named_before(one)
+        came = self.past.came
+        then = {
+            (file.path, file.size, file.mtime)
+            for identity in before
+            if identity in came
+            for file in came[identity].files
+        }
+        now = {(item.path, item.attributes.size, item.attributes.mtime) for item in one.unit.items}
+        return one.key in before or bool(then & now)
 
     def _too_far_apart(self, jobs: list[Job], started: str) -> set[str]:
         """New backups of clocks too far apart to be compared, which is told."""
-        told_by = self.request.snapshot_skew
+        told_by, known = self.request.snapshot_skew, self.past.known
         ahead = utc_seconds(started) - time.time()
-        apart = {"the cluster": round(ahead)} if ahead > MAX_SKEW else {}
-        if told_by is not None and abs(told_by) > MAX_SKEW:
+        apart = {"the cluster": round(ahead)} if ahead > clocks.MAX_SKEW else {}
+        if told_by is not None and abs(told_by) > clocks.MAX_SKEW:
             apart = {"the cluster": told_by}
-        found = {job.key for job in jobs if apart and job.key not in self.known}
+        found = {job.key for job in jobs if apart and job.key not in known}
         for job in jobs:
-            if job.key not in self.known and abs(job.skew or 0) > MAX_SKEW:
+            if job.key not in known and abs(job.skew or 0) > clocks.MAX_SKEW:
                 apart[job.source.endpoint.label] = job.skew or 0
                 found.add(job.key)
         reasons = [
@@ -187,9 +212,5 @@ class Claims:
             )
             for whose, seconds in apart.items()
         ]
-        (self.result.accepted if "CLOCK_SKEW" in self.request.accept else self.result.reasons).extend(reasons)
+        (self.result.accepted if self._at_any_clock else self.result.reasons).extend(reasons)
         return found
-
-
-def _offered(job: Job) -> Offered:
-    return Offered(job.unit, job.source, job.skew)

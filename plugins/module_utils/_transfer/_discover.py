@@ -80,6 +80,11 @@ class Unit:
     parts: int = 1
 
     @property
+    def shown_name(self) -> str:
+        """Its name where only text is possible; bytes that are none are told as ``\\udcff``."""
+        return self.name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+    @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(item.attributes.size for item in self.items)

@@ -12,7 +12,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from .._core.manifest import Sealed
+from .._core.manifest import Manifest, Sealed
 from .._core.strict import digest
 from .._errors import DsmError, Reason
 from ._discover import Source, Unit
@@ -42,8 +42,10 @@ class ShipRequest:
     #: seconds by which the clock that told it is ahead of ours; None: nobody measured it
     snapshot_skew: int | None = None
     #: what lay at the sources before that snapshot was asked for: by place and path of each that could be looked at,
-    #: the identity of each backup by its name; None: nobody was to look
-    there_before: t.Mapping[tuple[str, str], t.Mapping[str, str]] | None = None
+    #: identities by name; None: nobody was to look
+    there_before: t.Mapping[tuple[str, str], t.Mapping[str, t.Collection[str]]] | None = None
+    #: identities of deliveries whose time had not come when somebody saw them
+    ahead_of_time: frozenset[str] = frozenset()
     select: str = "all"
     quiet: float = 60.0
     patience: float = 300.0
@@ -71,6 +73,8 @@ class ShipResult:
     #: of each source that could be looked at its place and path, and the identities of what lies there by name; in
     #: check mode only
     at_sources: list[dict[str, t.Any]] = field(default_factory=list)
+    #: identities of those of them whose time has not come; in check mode only
+    ahead_of_time: list[str] = field(default_factory=list)
     changed: bool = False
 
     def returns(self) -> dict[str, t.Any]:
@@ -86,6 +90,7 @@ class ShipResult:
             "accepted": [reason.as_dict() for reason in self.accepted],
             "notes": self.notes,
             "at_sources": self.at_sources,
+            "ahead_of_time": self.ahead_of_time,
         }
 
     def attempt(self, act: t.Callable[[], None], place: str) -> bool:
@@ -104,6 +109,22 @@ class ShipResult:
         return True
 
 
+@dataclass(frozen=True)
+class Past:
+    """What the store knows of deliveries, by the identity of each."""
+
+    #: what is published, and was not found broken
+    known: t.Mapping[str, Manifest]
+    #: everything that is published
+    came: t.Mapping[str, Manifest]
+    #: what never comes (again)
+    gone: t.Collection[str]
+
+    def complete(self, identity: str) -> bool:
+        """Whether a delivery was complete: it was taken for that once."""
+        return identity in self.came or identity in self.gone
+
+
 @dataclass
 class Job:
     """One backup to bring home."""
@@ -117,6 +138,8 @@ class Job:
     round_trip: float = 0.0
     id: str = ""
     seen: float = field(default_factory=time.monotonic)
+    #: what was published of deliveries that had its name before the snapshot was asked for
+    had_its_name: list[Manifest] = field(default_factory=list)
     #: SHA-256 by path at the source, of those files of the backup that somebody hashed there
     hashes: dict[str, str] = field(init=False)
 

@@ -13,13 +13,12 @@ import random
 import time
 import typing as t
 
-from .._core.manifest import Manifest
 from .._errors import DsmError, Reason
 from ._changed import changed
 from ._claims import Claims, Offered
 from ._discover import LOOK_AGAIN, Source, Unit, discover, settle, tidy
 from ._endpoint import Session
-from ._job import Job, Looked, ShipRequest, ShipResult
+from ._job import Job, Looked, Past, ShipRequest, ShipResult
 from ._policy import first_workers, pause
 from ._pool import Pool
 from ._pull import TRANSIENT
@@ -39,19 +38,15 @@ class Offers:
         request: ShipRequest,
         pool: Pool | None,
         result: ShipResult,
-        known: t.Mapping[str, Manifest],
-        gone: t.Collection[str],
+        past: Past,
     ) -> None:
         self.request = request
         #: None in check mode
         self.pool = pool
         self.result = result
-        #: what is published, by the identity of its source
-        self.known = known
-        #: identities of what never comes (again)
-        self.gone = gone
+        self.past = past
         self.looked = Looked()
-        self.claims = Claims(request, result, known, self.looked)
+        self.claims = Claims(request, result, past, self.looked)
         self.sessions: dict[int, Session] = {}
 
     def close(self) -> None:
@@ -164,34 +159,38 @@ class Offers:
         """What is asked for of each source; with ``snapshot_started`` set, once one of them has one that is younger."""
         found: dict[int, tuple[list[Unit], int | None]] = {}
         asked = dict(enumerate(self.request.sources))
+        reached: set[int] = set()
         while True:
+            waiting = self.request.snapshot_started is not None and time.monotonic() <= deadline
             for number, source in list(asked.items()):
                 try:
                     found[number] = self._over(number, _held)
+                    reached.add(number)
                 except DsmError as error:
-                    del asked[number]
                     found.pop(number, None)
-                    self.result.reasons.append(tidy(error, source))
-            if self.request.snapshot_started is None or not asked or time.monotonic() > deadline:
-                break
-            if self._has_come(
-                [Offered(unit, source, found[n][1]) for n, source in asked.items() for unit in found[n][0]],
-                any(self.claims.sure(source, found[n][1]) for n, source in asked.items()),
-            ):
+                    # A host that was there may be about to start again.
+                    if not (waiting and number in reached and error.code in TRANSIENT):
+                        del asked[number]
+                        self.result.reasons.append(tidy(error, source))
+            offered = [Offered(unit, asked[number], skew) for number, (units, skew) in found.items() for unit in units]
+            one_is_sure = any(self.claims.sure(asked[number], skew) for number, (_units, skew) in found.items())
+            if not waiting or not asked or self._has_come(offered, one_is_sure):
                 break
             time.sleep(1.0)
         if self.pool is None:
-            self.result.at_sources = [
-                {
-                    "place": source.endpoint.place,
-                    "path": source.path,
-                    "backups": {unit.name: unit.key(source.endpoint.place) for unit in found[number][0]},
-                }
-                for number, source in asked.items()
-            ]
-        for number, source in asked.items():
-            self._note_unused_hashes(source, found[number][0])
-        return {number: self._selected(source, *found[number]) for number, source in asked.items()}
+            self._tell(found, offered)
+        for number, (units, _skew) in found.items():
+            self._note_unused_hashes(asked[number], units)
+        return {number: self._selected(asked[number], *held) for number, held in sorted(found.items())}
+
+    def _tell(self, found: t.Mapping[int, tuple[list[Unit], int | None]], offered: t.Iterable[Offered]) -> None:
+        """For a later run, what lies at the sources."""
+        for number, (units, _skew) in sorted(found.items()):
+            source = self.request.sources[number]
+            place = source.endpoint.place
+            backups = {unit.shown_name: unit.key(place) for unit in units}
+            self.result.at_sources.append({"place": place, "path": source.path, "backups": backups})
+        self.result.ahead_of_time = sorted({one.key for one in offered if self.claims.ahead_of_time(one)})
 
     def _has_come(self, offered: t.Iterable[Offered], one_is_sure: bool) -> bool:
         """Whether what is waited for is there: published, or such that nothing better may come.
@@ -201,36 +200,37 @@ class Offers:
         # All are asked about, so that it is known of each when it was seen first.
         fresh = [one for one in offered if self.claims.fresh(one)]
         return any(
-            one.key in self.known
+            one.key in self.past.known
             or (
-                one.key not in self.gone
-                and not self.claims.doubtful(one)
+                one.key not in self.past.gone
                 and (self.claims.sure(one.source, one.skew) or not one_is_sure)
                 and not self._judged(one.source, one.unit)[0]
             )
             for one in fresh
+            if not self.claims.doubtful(one)
         )
 
     def _selected(self, source: Source, units: list[Unit], skew: int | None) -> list[Unit]:
         """All of them, or the newest."""
         if self.request.select == "all":
             return units
-        dated = [unit for unit in units if not unit.ageless]
-        trusted = [unit for unit in dated if not self.claims.not_come_yet(Offered(unit, source, skew))] or dated
+        dated = [Offered(unit, source, skew) for unit in units if not unit.ageless]
+        trusted = [one for one in dated if not (self.claims.ahead_of_time(one) or self.claims.doubtful(one))] or dated
         if trusted[-1:] != dated[-1:]:
             self.result.notes.append(
-                f"{dated[-1].name} at {source.label} has a time that has not come yet: it does not count as the newest."
+                f"{dated[-1].unit.name} at {source.label} does not count as the newest: it has a time that has not "
+                "come yet, or was there before the snapshot was asked for."
             )
         # Each of the others may be the newest: all of them are refused, so that nobody takes this one for it.
-        return [unit for unit in units if unit.ageless] + trusted[-1:]
+        return [unit for unit in units if unit.ageless] + [one.unit for one in trusted[-1:]]
 
     def _acceptable(self, session: Session, source: Source, *, units: list[Unit], deadline: float) -> list[Job]:
         """Leave out what is already stored; refuse what is empty, odd or still growing."""
         looked = time.monotonic()
         place = source.endpoint.place
-        units = [unit for unit in units if unit.key(place) in self.known or unit.key(place) not in self.gone]
-        stored = [unit for unit in units if unit.key(place) in self.known]
-        fresh = [unit for unit in units if unit.key(place) not in self.known]
+        known = self.past.known
+        stored = [unit for unit in units if unit.key(place) in known]
+        fresh = [unit for unit in units if unit.key(place) not in known and unit.key(place) not in self.past.gone]
         if fresh and self.pool is not None:
             size = max(unit.size for unit in fresh)
             rate = self.request.rate_limit
@@ -243,6 +243,8 @@ class Offers:
         self.looked.refused.update((place, unit.name) for unit, _reason in refused)
         jobs = [Job(source, unit, skew, None, "unknown", []) for unit in stored]
         for unit in good:
+            # It may have changed since it was looked at first.
+            self.claims.ahead_of_time(Offered(unit, source, skew))
             soft = self._refuse(source, unit)
             if soft is not None:
                 at_once = any(unit is first for first in fresh)

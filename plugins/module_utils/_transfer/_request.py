@@ -45,6 +45,10 @@ def ship_request(
         for path, sha256 in (source.get("hashes") or {}).items():
             if not SHA256.match(str(sha256)):
                 reasons.append(bad(f"sources[{index}].hashes: {sha256!r} of {path} is no SHA-256 in lower-case hex"))
+    for index, look in enumerate(options.get("there_before") or ()):
+        for name, identity in look["backups"].items():
+            if not isinstance(identity, str) or not SHA256.match(identity):
+                reasons.append(bad(f"there_before[{index}].backups: {identity!r} of {name} is no identity of a backup"))
     started = options.get("snapshot_started") or None
     reasons += _utc("snapshot_started", started)
     for index, sealed in enumerate(options["sealed_for"]):
@@ -85,6 +89,7 @@ def ship_request(
         snapshot_started=started,
         snapshot_skew=options.get("snapshot_clock_skew"),
         there_before=_there_before(options.get("there_before")),
+        ahead_of_time=frozenset(options["ahead_of_time"]),
         select=options["select"],
         quiet=options["quiet"],
         patience=options["patience"],
@@ -129,12 +134,14 @@ def _resolved(source: Options, path: str) -> str:
     return path if source.get("host") else without_links(source["path"], path)
 
 
-def _there_before(looks: t.Sequence[Options] | None) -> dict[tuple[str, str], dict[str, str]] | None:
+def _there_before(looks: t.Sequence[Options] | None) -> dict[tuple[str, str], dict[str, set[str]]] | None:
     if looks is None:
         return None
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    found: dict[tuple[str, str], dict[str, set[str]]] = {}
     for look in looks:
-        found.setdefault((look["place"], look["path"]), {}).update(look["backups"])
+        names = found.setdefault((look["place"], look["path"]), {})
+        for name, identity in look["backups"].items():
+            names.setdefault(name, set()).add(identity)
     return found
 
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -23,9 +24,9 @@ from .._errors import DsmError, Reason, Refused
 from . import _structure
 from ._admission import Admission
 from ._discover import Source, check_pattern, expand, tidy
-from ._disk import make_directory, remove_strangers, remove_tree, write_atomically
+from ._disk import make_directory, pieces, remove_strangers, remove_tree, write_atomically
 from ._endpoint import LocalEndpoint, LocalSession, check_local, check_local_pattern
-from ._job import Job, ShipRequest, ShipResult
+from ._job import Job, Past, ShipRequest, ShipResult
 from ._keeping import usable
 from ._offers import Offers
 from ._pool import Pool
@@ -143,11 +144,9 @@ class _Run:
             make_directory(self.store.incoming_path)
             self.result.attempt(self.store.take_back, self.store.path)
         self._check_ledger()
-        known, pruned = self._published()
-        # What retention removed while it was good does not come home again; what had no room when something newer
-        # came never comes behind it.
-        gone = pruned | ledger.passed_over(self.store.ledger.chain().events, {*known, *pruned})
-        offers = Offers(self.request, self.pool, self.result, known, gone)
+        past = self._past()
+        known = past.known
+        offers = Offers(self.request, self.pool, self.result, past)
         try:
             found = offers.collect()
             admission = Admission(self.request, self.store, self.result, known, offers.looked)
@@ -167,12 +166,9 @@ class _Run:
         if lease is not None and (known or self.result.changed):
             self._observe()
 
-    def _published(self) -> tuple[dict[str, Manifest], set[str]]:
-        """Published backups by the identity of their source, without those that a verification found broken; and the
-        identities of those that retention removed while they were good.
-
-        One that a run published and died before recording it is recorded now.
-        """
+    def _past(self) -> Past:
+        """What the store knows of deliveries. A backup that a run published and died before recording it is recorded
+        now."""
         recorded, pruned = set(), set()
         for event in self.store.ledger.chain().events:
             if event.kind == "shipped":
@@ -180,15 +176,20 @@ class _Run:
             elif event.kind == "pruned" and event.data.get("verdict") != "failed":
                 pruned.add(str(event.data.get("key")))
         sound = {entry.id for entry in usable(self.store)}
-        found = {}
+        known, came = {}, {}
         for entry in self.store.entries():
             if entry.manifest is None:
                 continue
             if entry.id not in recorded and self.pool is not None:
                 self._record("shipped", entry.id, ledger.shipped_data(entry.manifest))
+            key = str(entry.manifest.source["key"])
+            came[key] = entry.manifest
             if entry.id in sound:
-                found[str(entry.manifest.source["key"])] = entry.manifest
-        return found, pruned
+                known[key] = entry.manifest
+        # What retention removed while it was good does not come home again; what had no room when something newer
+        # came never comes behind it.
+        gone = pruned | ledger.passed_over(self.store.ledger.chain().events, {*known, *pruned})
+        return Past(known, came, gone)
 
     def _check_ledger(self) -> None:
         chain = self.store.ledger.chain()
@@ -288,6 +289,7 @@ class _Run:
                     "The backup job of the cluster was cut off while it wrote. Let it run again.",
                     reasons=as_reasons(problems),
                 )
+            self._doubt_what_grew(job, data, lease)
             manifest = self._manifest(job, report.sha256, kind, utc_text(time.time()))
             self._refuse_foreign(manifest, data)
         except DsmError as error:
@@ -300,6 +302,15 @@ class _Run:
         self._record("shipped", job.id, ledger.shipped_data(manifest))
         at("recorded")
         return manifest
+
+    def _doubt_what_grew(self, job: Job, data: str, lease: Lease) -> None:
+        """No new backup begins with the bytes of the one before: that was not complete yet when it was published."""
+        if any(_continues(data, before, lease.renew) for before in job.had_its_name):
+            self.result.notes.append(
+                f"{job.unit.name} is what was published of it before, written on: it is not recorded when its "
+                f"snapshot started. A delivery was not complete after {self.request.quiet:g} s without change (quiet)."
+            )
+            job.snapshot_started, job.snapshot_source = None, "unknown"
 
     def _refuse_foreign(self, manifest: Manifest, data: str) -> None:
         """Ask the operator's command whose bytes these are, and look for them in other clusters' parts of the store."""
@@ -366,6 +377,24 @@ class _Run:
         if not published:
             described.update(sha256=None, digest=None, published_at=None)
         self.result.backups.append({"published": published, "already": already, **described})
+
+
+def _continues(data: str, before: Manifest, tick: t.Callable[[], None]) -> bool:
+    """Whether every file of an earlier backup is the beginning of the one that landed in its place."""
+    paths = [os.path.join(data, file.path) for file in before.files]
+    if not all(os.path.isfile(path) and os.path.getsize(path) >= file.size for path, file in zip(paths, before.files)):
+        return False
+    for path, file in zip(paths, before.files):
+        beginning, left = hashlib.sha256(), file.size
+        for piece in pieces(path):
+            tick()
+            beginning.update(piece[:left])
+            left -= len(piece[:left])
+            if not left:
+                break
+        if beginning.hexdigest() != file.sha256:
+            return False
+    return True
 
 
 def _same_as_source(job: Job, sha256: t.Mapping[str, str]) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Callable, Sequence
 
 import pytest
 
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_text
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_seconds, utc_text
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _endpoint
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalSession
@@ -911,9 +911,7 @@ def look_before(site: Site, **changes: Any) -> Any:
 def test_f17_what_was_half_written_before_a_backup_was_asked_for_is_not_that_backup(
     site: Site, accept: list[str]
 ) -> None:
-    path = site.deliver("old.tar.gz", age=0)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:1000])
+    path, whole = half_written(site)
     before = look_before(site)
     started = utc_text(time.time() - 1)
     path.write_bytes(whole)
@@ -922,10 +920,213 @@ def test_f17_what_was_half_written_before_a_backup_was_asked_for_is_not_that_bac
     assert any("was there before the snapshot" in note for note in result.notes), result.notes
 
 
-def test_f17_what_was_half_written_before_is_not_waited_for(site: Site) -> None:
-    path = site.deliver("old.tar.gz", age=0)
+def half_written(site: Site, name: str = "old.tar.gz") -> tuple[Path, bytes]:
+    """A delivery that somebody still writes, and what it will be."""
+    path = site.deliver(name, age=0)
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
+    return path, whole
+
+
+def sources_told(site: Site) -> set[str]:
+    return {one.snapshot_source for one in site.published().values()}
+
+
+def test_f17_a_name_of_two_sources_is_not_vouched_for_by_the_other_one(site: Site) -> None:
+    """Of one node's directory two sources take different files; what the first takes was published."""
+    run = site.source / "run"
+    run.mkdir()
+    keys, data = (site.sshd.login(path=f"{run}/*.{kind}", layout="per_node") for kind in ("key", "tar.gz"))
+    (run / "a.key").write_bytes(b"k" * 1000)
+    site.at(run / "a.key", 100)
+    site.run(sources=[keys], accept=["PARTS_MISSING"])
+    path, whole = half_written(site)
+    path = path.rename(run / "old.tar.gz")
+    before = look_before(site, sources=[keys, data], accept=["PARTS_MISSING"])
+    path.write_bytes(whole)
+    site.run(
+        sources=[keys, data],
+        snapshot_started=utc_text(time.time() - 1),
+        patience=1,
+        there_before=before,
+        accept=["PARTS_MISSING"],
+    )
+    assert len(site.published()) == 2 and sources_told(site) == {"unknown"}
+
+
+def test_f17_what_is_in_a_directory_that_nobody_could_look_into_before_is_not_new(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = site.source / "run-1"
+    run.mkdir()
+    sources = [site.sshd.login(path=f"{site.source}/*/*.tar.gz")]
+    path, whole = half_written(site)
+    path = path.rename(run / "old.tar.gz")
+    listdir = _endpoint.SftpSession.listdir
+
+    def denied(session: _endpoint.SftpSession, directory: str) -> Any:
+        if directory == str(run):
+            raise PermissionError(errno.EACCES, "Permission denied", directory)
+        return listdir(session, directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_endpoint.SftpSession, "listdir", denied)
+        before = look_before(site, sources=sources)
+    assert list(before[0]["backups"]) == [str(run)]
+    path.write_bytes(whole)
+    site.run(sources=sources, snapshot_started=utc_text(time.time() - 1), patience=2, there_before=before)
+    assert told(site) == {"old.tar.gz": (None, "unknown")}
+
+
+def test_f17_what_a_timer_ships_meanwhile_is_not_what_is_waited_for(site: Site) -> None:
+    path, whole = half_written(site)
+    before = look_before(site)
+    started = utc_text(time.time() - 1)
+    path.write_bytes(whole)
+    site.run()
+    assert "NO_NEW_BACKUP" in all_codes(site, snapshot_started=started, patience=1, there_before=before)
+    late = threading.Timer(3, site.deliver, ("new.tar.gz",), {"age": 0})
+    late.start()
+    site.run(snapshot_started=started, patience=PATIENCE, there_before=before)
+    late.join()
+    assert told(site) == {"old.tar.gz": (None, "unknown"), "new.tar.gz": (started, "observed")}
+
+
+def test_f17_a_time_that_comes_between_two_runs_says_nothing(site: Site) -> None:
+    """As the role does it: one run looks and waits in vain, the next one ships."""
+    started = utc_text(time.time())
+    site.deliver("old.tar.gz", age=-14)
+    look = site.ship(check=True, snapshot_started=started, patience=1)
+    assert "NO_NEW_BACKUP" in look.codes, look.output
+    early = look.details["ahead_of_time"]
+    await_that(lambda: time.time() > utc_seconds(started) + 6, "time stands still")
+    assert "NO_NEW_BACKUP" in all_codes(site, snapshot_started=started, patience=1, ahead_of_time=early)
+    assert told(site) == {"old.tar.gz": (None, "unknown")}
+
+
+def test_f17_what_changes_while_another_source_is_waited_for_is_seen_when_it_has_changed(site: Site) -> None:
+    """Its time has not come then, and has come when all are seen to be quiet."""
+    other = site.source.parent / "other"
+    other.mkdir()
+    sources = [site.sshd.login(path=f"{path}/*") for path in (other, site.source)]
+    started = utc_text(time.time() - 5)
+    early = site.deliver("early.tar.gz", age=0).rename(other / "early.tar.gz")
+    slow = site.deliver("slow.tar.gz", age=0)
+    whole = early.read_bytes()
+    early.write_bytes(whole[:500])
+    done = threading.Event()
+
+    def grow() -> None:
+        done.wait(0.9)
+        early.write_bytes(whole)
+        site.at(early, -16)
+        while not done.wait(0.3) and time.time() < utc_seconds(started) + 17:
+            with slow.open("ab") as file:
+                file.write(b"\0")
+
+    growing_ = threading.Thread(target=grow)
+    growing_.start()
+    try:
+        all_codes(site, sources=sources, snapshot_started=started, patience=PATIENCE, quiet=2)
+    finally:
+        done.set()
+        growing_.join()
+    assert told(site)["early.tar.gz"] == (None, "unknown")
+
+
+def test_f17_a_host_that_starts_again_is_waited_for(site: Site, own_server: Callable[..., Sshd]) -> None:
+    sshd = site.sshd = own_server()
+    started = utc_text(time.time() - 5)
+    site.deliver("old.tar.gz", age=100)
+    seen = threading.Event()
+
+    def restart() -> None:
+        assert seen.wait(PATIENCE)
+        sshd.stop()
+        time.sleep(4)  # longer than a connection that breaks is built again
+        sshd.start()
+        site.deliver("new.tar.gz", age=0)
+
+    again = threading.Thread(target=restart)
+    again.start()
+    threading.Timer(2, seen.set).start()
+    site.run(snapshot_started=started, patience=PATIENCE)
+    again.join()
+    assert told(site) == {"old.tar.gz": (None, "unknown"), "new.tar.gz": (started, "observed")}
+
+
+def test_f17_what_is_observed_goes_before_what_is_attested(site: Site, own_server: Callable[..., Sshd]) -> None:
+    sshd = own_server("ForceCommand internal-sftp -R")
+    other = site.source.parent / "other"
+    other.mkdir()
+    started = utc_text(time.time() - 60)
+    site.deliver("far.tar.gz", age=-400).rename(other / "far.tar.gz")
+    site.deliver("new.tar.gz", age=5)
+    sources = [sshd.login(path=f"{path}/*", clock_skew=skew) for path, skew in ((other, 400), (site.source, 0))]
+    site.run(sources=sources, snapshot_started=started, patience=1, accept=["CLOCK_SKEW"])
+    assert told(site) == {"far.tar.gz": (None, "unknown"), "new.tar.gz": (started, "observed")}
+
+
+def test_f17_the_newest_is_not_what_was_half_written_before(site: Site) -> None:
+    path, whole = half_written(site)
+    before = look_before(site)
+    started = utc_text(time.time() - 10)
+    site.deliver("new.tar.gz", age=5)
+    path.write_bytes(whole)
+    result = site.run(snapshot_started=started, patience=1, there_before=before, select="newest")
+    assert told(site) == {"new.tar.gz": (started, "observed")}
+    assert any("does not count as the newest" in note for note in result.notes), result.notes
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_f17_what_was_published_as_half_and_is_written_on_is_no_new_backup(site: Site, again: bool) -> None:
+    """Of a format that shows nowhere that it ends; a new backup of the same name begins in another way."""
+    path = site.source / "backup.bin"
+    path.write_bytes(b"\x01" + os.urandom(5000))
+    site.at(path, 100)
+    site.run()
+    before = look_before(site)
+    started = utc_text(time.time() - 1)
+    path.write_bytes((b"\x01" + os.urandom(5000) if again else path.read_bytes()) + os.urandom(5000))
+    result = site.run(snapshot_started=started, patience=2, there_before=before)
+    assert sources_told(site) == ({"unknown", "observed"} if again else {"unknown"})
+    assert any("written on" in note for note in result.notes) == (not again), result.notes
+
+
+def test_f17_a_name_is_used_again_after_what_had_it_was_pruned(site: Site) -> None:
+    site.deliver("backup.tar.gz", age=6000)
+    site.run()
+    site.deliver("other.tar.gz", age=300)
+    site.run()
+    assert not run_module("backup_verify", {"store": str(site.store)}).failed
+    pruned = run_module("backup_prune", {"store": str(site.store), "keep": 1, "max_copies": 1})
+    assert set(told(site)) == {"other.tar.gz"}, pruned.output
+    before = look_before(site)
+    site.deliver("backup.tar.gz", age=-2)
+    started = utc_text(time.time())
+    site.run(snapshot_started=started, patience=PATIENCE, there_before=before)
+    assert told(site)["backup.tar.gz"] == (started, "observed")
+
+
+@pytest.mark.parametrize("identity", [["x"], {"a": 1}, 5, None, "x"])
+def test_wrong_use_what_lay_there_before_has_no_identity(site: Site, identity: Any) -> None:
+    path = site.deliver(age=0)
+    before = look_before(site)
+    before[0]["backups"][str(path)] = identity
+    message = refused(site.ship(snapshot_started=utc_text(time.time() - 60), there_before=before), "BAD_OPTION")
+    assert str(path) in message and not site.published()
+
+
+def test_a_look_tells_what_ansible_can_read_whatever_the_names(site: Site) -> None:
+    (site.source / os.fsdecode(b"bad\xff")).write_bytes(b"x")
+    site.deliver(age=0)
+    look = site.ship(check=True, quiet=0, patience=0)
+    json.dumps(look.value, ensure_ascii=False).encode("utf-8")
+    assert f"{site.source}/bad\\udcff" in look.details["at_sources"][0]["backups"]
+
+
+def test_f17_what_was_half_written_before_is_not_waited_for(site: Site) -> None:
+    path, whole = half_written(site)
     before = look_before(site)
     started = utc_text(time.time() - 1)
     path.write_bytes(whole)

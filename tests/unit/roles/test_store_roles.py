@@ -69,10 +69,20 @@ def test_a_look_that_saw_nothing_is_another_one_than_none_at_all(decide_all):
         ({"failed": True, "details": {"at_sources": seen}}, {}, [seen]),
         ({"failed": True, "details": {"at_sources": []}}, {}, [[]]),
         ({"failed": True, "msg": "broken"}, {}, [[]]),
+        # What was discarded may come after the look.
+        ({"at_sources": seen}, {"attached": False, "discarded": ["2026-11-22T00:10:00Z"]}, [[]]),
     ]
     inputs = [{"__backup_ship_look": look, "__backup_ship_started": started} for look, started, _wanted in cases]
     found = decide_all("backup_ship", inputs, "__backup_ship_looks_before")
     assert [one["__backup_ship_looks_before"] for one in found] == [wanted for _look, _started, wanted in cases]
+
+
+def test_what_a_look_saw_too_early_is_told_to_the_run_that_ships(decide_all):
+    looks = [{"ahead_of_time": ["a"]}, {"details": {"ahead_of_time": ["a"]}}, {"msg": "broken"}, {}]
+    found = decide_all(
+        "backup_ship", [{"__backup_ship_expected": look} for look in looks], "__backup_ship_ahead_of_time"
+    )
+    assert [one["__backup_ship_ahead_of_time"] for one in found] == [["a"], ["a"], [], []]
 
 
 def test_what_one_look_waited_for_the_next_one_does_not_wait_for_as_long_again(decide_all):
