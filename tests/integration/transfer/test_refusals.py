@@ -23,7 +23,7 @@ import pytest
 
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._core.strict import utc_seconds, utc_text
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._errors import DsmError
-from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _endpoint
+from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer import _discover, _endpoint, _offers
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._endpoint import LocalSession
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._ssh import GCM, connect
 from ansible_collections.kmsops.fortanix_dsm.plugins.module_utils._transfer._store import ClusterStore
@@ -1004,23 +1004,31 @@ def test_f17_a_time_that_comes_between_two_runs_says_nothing(site: Site) -> None
     assert told(site) == {"old.tar.gz": (None, "unknown")}
 
 
-def test_f17_what_changes_while_another_source_is_waited_for_is_seen_when_it_has_changed(site: Site) -> None:
+def test_f17_what_changes_while_another_source_is_waited_for_is_seen_when_it_has_changed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its time has not come then, and has come when all are seen to be quiet."""
     other = site.source.parent / "other"
     other.mkdir()
     sources = [site.sshd.login(path=f"{path}/*") for path in (other, site.source)]
     started = utc_text(time.time() - 5)
     early = site.deliver("early.tar.gz", age=0).rename(other / "early.tar.gz")
-    slow = site.deliver("slow.tar.gz", age=0)
+    slow = site.deliver("slow.tar.gz", age=-8)
     whole = early.read_bytes()
     early.write_bytes(whole[:500])
-    done = threading.Event()
+    looked, done = threading.Event(), threading.Event()
+
+    def settle(*arguments: Any) -> Any:
+        looked.set()
+        return _discover.settle(*arguments)
+
+    monkeypatch.setattr(_offers, "settle", settle)
 
     def grow() -> None:
-        done.wait(0.9)
+        assert looked.wait(PATIENCE)
         early.write_bytes(whole)
         site.at(early, -16)
-        while not done.wait(0.3) and time.time() < utc_seconds(started) + 17:
+        while not done.wait(0.3) and time.time() < early.stat().st_mtime - 5:
             with slow.open("ab") as file:
                 file.write(b"\0")
 
@@ -1029,6 +1037,7 @@ def test_f17_what_changes_while_another_source_is_waited_for_is_seen_when_it_has
     try:
         all_codes(site, sources=sources, snapshot_started=started, patience=PATIENCE, quiet=2)
     finally:
+        looked.set()
         done.set()
         growing_.join()
     assert told(site)["early.tar.gz"] == (None, "unknown")
