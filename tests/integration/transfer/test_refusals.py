@@ -1059,8 +1059,10 @@ def test_f17_a_host_that_starts_again_is_waited_for(site: Site, own_server: Call
     again = threading.Thread(target=restart)
     again.start()
     threading.Timer(2, seen.set).start()
-    site.run(snapshot_started=started, patience=PATIENCE)
-    again.join()
+    try:
+        site.run(snapshot_started=started, patience=PATIENCE)
+    finally:
+        again.join()
     assert told(site) == {"old.tar.gz": (None, "unknown"), "new.tar.gz": (started, "observed")}
 
 
